@@ -1,0 +1,56 @@
+/* What the C files share and users do not see: checks, checked arithmetic, memory, threads. */
+#ifndef GSP_INTERNAL_H
+#define GSP_INTERNAL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "gspattern.h"
+
+/* A precondition in one line: leaves the function with `status` unless `condition` holds. */
+#define GSP_CHECK(condition, status)                                                               \
+    do {                                                                                           \
+        if (!(condition)) return (status);                                                         \
+    } while (0)
+
+/* Leaves the function if `call` did not return GSP_OK. For functions that own nothing yet. */
+#define GSP_TRY(call)                                                                              \
+    do {                                                                                           \
+        const gsp_status gsp_try_status = (call);                                                  \
+        if (gsp_try_status != GSP_OK) return gsp_try_status;                                       \
+    } while (0)
+
+/* result = a * b or a + b; false if it does not fit. */
+static inline bool gspi_mul(size_t a, size_t b, size_t *result) {
+    return !__builtin_mul_overflow(a, b, result);
+}
+static inline bool gspi_add(size_t a, size_t b, size_t *result) {
+    return !__builtin_add_overflow(a, b, result);
+}
+static inline int64_t gspi_min(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t gspi_max(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t gspi_ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
+
+/* count * size bytes from the context's allocator, aligned to 64; NULL on failure or overflow.
+ * A request for nothing gives a pointer that may be freed and not read. */
+void *gspi_alloc(gsp_context *context, size_t count, size_t size);
+void *gspi_calloc(gsp_context *context, size_t count, size_t size);
+void gspi_free(gsp_context *context, void *memory);
+
+/* Runs body(argument, item, worker) for every item in [0, items), on at most gsp_context_threads threads;
+ * worker is in [0, gspi_workers). Which thread takes which item is not determined, so a body must not let
+ * its result depend on it. Returns the status of the lowest item that failed. */
+typedef gsp_status (*gspi_body)(void *argument, int64_t item, int worker);
+gsp_status gspi_parallel(gsp_context *context, int64_t items, gspi_body body, void *argument);
+/* Threads that gspi_parallel would use for so many items: at least 1. */
+int gspi_workers(const gsp_context *context, int64_t items);
+
+/* GSP_OK if the shape is possible: rows, cols >= 0, rows * cols * 8 fits in size_t, both below 2^32. */
+gsp_status gspi_check_shape(int64_t rows, int64_t cols);
+/* GSP_OK if the pattern itself is well formed (whether it fits a matrix is another question). */
+gsp_status gspi_check_pattern(const gsp_pattern *pattern);
+/* GSP_OK if row_order is NULL or a permutation of rows. */
+gsp_status gspi_check_row_order(gsp_context *context, const uint32_t *row_order, int64_t rows);
+
+#endif

@@ -1,0 +1,49 @@
+/* What the files of the binding share. One topic, one file: gsp_py_<topic>.c offers a table of methods. */
+#ifndef GSP_PY_H
+#define GSP_PY_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
+#define PY_ARRAY_UNIQUE_SYMBOL gspattern_ARRAY_API
+#ifndef GSP_PY_MODULE_FILE
+#define NO_IMPORT_ARRAY
+#endif
+#include <numpy/arrayobject.h>
+
+#include "../gspattern.h"
+
+typedef struct gsp_py_state {
+    gsp_context *context;
+    PyObject *pattern_error; /* gspattern.PatternError */
+    PyObject *format_error;  /* gspattern.FormatError */
+} gsp_py_state;
+
+static inline gsp_py_state *gsp_py_state_of(PyObject *module) {
+    return (gsp_py_state *)PyModule_GetState(module);
+}
+
+/* The one place where a status becomes an exception. `detail` may be NULL; it is put before the status's
+ * own text. Returns NULL, so that a caller may return it. */
+PyObject *gsp_py_raise(PyObject *module, gsp_status status, const char *detail);
+
+/* `object` as an array of exactly this type, dimension (negative for any), C order, aligned, native byte
+ * order, or NULL with an error that names `name` and what is wrong. A borrowed reference: the caller's
+ * argument keeps it alive, and must do so until the GIL is held again. */
+PyArrayObject *gsp_py_array(PyObject *object, int typenum, int ndim, const char *name);
+/* The same, writeable. */
+PyArrayObject *gsp_py_output(PyObject *object, int typenum, int ndim, const char *name);
+
+/* An "O&" converter to gsp_pattern, from the tuple that gspattern.patterns builds:
+ * ("gs", banks, per_row, layout) with layout 0 or 1, ("irregular",), ("block", rows, cols), ("nm", n, m). */
+int gsp_py_pattern(PyObject *object, void *pattern);
+
+extern PyMethodDef gsp_py_masks_methods[];
+extern PyMethodDef gsp_py_matrices_methods[];
+extern PyMethodDef gsp_py_kernels_methods[];
+
+/* Adds the types of a topic to the module; 0 or -1 with an error set. */
+int gsp_py_kernels_types(PyObject *module);
+
+#endif

@@ -1,0 +1,1 @@
+"""Load-balanced gather-scatter (GS) patterns for sparse neural networks."""
