@@ -1,8 +1,9 @@
 """Patterns: which elements of a matrix may be kept together.
 
-A matrix has M rows (outputs) and K columns (inputs). Every column belongs to one of `banks` banks, and
-rows form groups. A *bundle* is what a gather engine with that many banks loads in one step: `per_row`
-elements in each row of one group, no two of them in the same bank. A group keeps whole bundles only.
+A matrix has M rows (outputs) and K columns (inputs). Every column belongs to one of `banks` banks,
+and rows form groups. A *bundle* is what a gather engine with that many banks loads in one step:
+`per_row` elements in each row of one group, no two of them in the same bank. A group keeps whole
+bundles only.
 The patterns are those of Sun et al., arXiv 2112.10898, and the ones they are compared with.
 """
 
@@ -40,12 +41,15 @@ Layout = Literal["interleaved", "contiguous"]
 MAX_BANKS = 65536
 MAX_BLOCK = 65536
 MAX_WINDOW = 256  # a position in a window of N:M is stored in at most one byte
+MAX_TEXT = 100
 CPU_BANK_WIDTH = 32  # columns that two AVX-512 registers of float32 hold
 
 
 class Pattern:
-    """What all patterns have in common. A pattern is immutable, hashable, and equal by its parameters;
-    `str(pattern)` is what `parse_pattern` reads back.
+    """What all patterns have in common.
+
+    A pattern is immutable, hashable, and equal by its parameters; `str(pattern)` is what
+    `parse_pattern` reads back.
 
     Attributes
     ----------
@@ -67,7 +71,7 @@ class Pattern:
         return 1
 
     def groups(self, rows: int) -> int:
-        """Number of row groups in a matrix of `rows` rows, the last and perhaps short one included."""
+        """Number of row groups in a matrix of `rows` rows, with the last and perhaps short one."""
         return -(-rows // self.group_rows)
 
     def resolve(self, shape: tuple[int, int]) -> Pattern:
@@ -150,7 +154,7 @@ class Banked(Pattern):
         return np.asarray(((j + 1) * self.banks - 1) // cols)
 
     def bank_starts(self, cols: int) -> npt.NDArray[np.int64]:
-        """Lowest column of every bank, int64 [banks] (`cols` or more where a bank has no column)."""
+        """Lowest column of every bank of a matrix of `cols` >= banks columns, int64 [banks]."""
         b = np.arange(self.banks, dtype=np.int64)
         return b if self.layout == "interleaved" else b * cols // self.banks
 
@@ -168,8 +172,8 @@ class Banked(Pattern):
         _, cols = _matrix_shape(shape)
         if self.banks > cols:
             raise PatternError(
-                f"{self} needs at least {self.banks} columns, one for each bank, but the matrix has {cols}; "
-                + self._that_fits(cols)
+                f"{self} needs at least {self.banks} columns, one for each bank, but the matrix "
+                f"has {cols}; {self._that_fits(cols)}"
             )
         return self
 
@@ -187,7 +191,7 @@ class Banked(Pattern):
             rows = min(self.group_rows, cols)
             banks = cols - cols % rows
             fit = GS(banks, banks // rows, self.scatter, self.layout)
-            return f"at most {cols} banks fit, and per_row = {self.per_row} must be lowered with them: use {fit}"
+            return f"at most {cols} banks fit, and per_row must be lowered with them: use {fit}"
         if isinstance(self, GS):
             return (
                 f"use {cols} banks, the most that fit: {GS(cols, cols, self.scatter, self.layout)}"
@@ -199,9 +203,10 @@ class Banked(Pattern):
 class GS(Banked):
     """The gather-scatter pattern GS(B, k).
 
-    A group is banks / per_row consecutive rows, and each of its bundles holds `per_row` elements in every
-    one of these rows and one element in every bank. `per_row == banks` is the horizontal pattern (a group is one
-    row), `per_row == 1` the vertical one, anything between is a hybrid. Groups may differ in bundles.
+    A group is banks / per_row consecutive rows, and each of its bundles holds `per_row` elements in
+    every one of these rows and one element in every bank. `per_row == banks` is the horizontal
+    pattern (a group is one row), `per_row == 1` the vertical one, anything between is a hybrid.
+    Groups may differ in bundles.
 
     Parameters
     ----------
@@ -247,8 +252,10 @@ class GS(Banked):
 
 @dataclass(frozen=True)
 class BankBalanced(Banked):
-    """The bank-balanced pattern: every row keeps the same number of elements in every one of `banks` equal runs of
-    columns. It is GS(banks, banks) with contiguous banks and the same number of bundles in all rows.
+    """The bank-balanced pattern: every row keeps equally many elements in every bank.
+
+    Banks are equal runs of columns. It is GS(banks, banks) with contiguous banks and the same
+    number of bundles in all rows.
 
     Parameters
     ----------
@@ -282,7 +289,7 @@ class Irregular(Pattern):
 
 @dataclass(frozen=True)
 class Block(Pattern):
-    """Whole blocks of rows x cols elements are kept; those at the lower and right edge may be cut short.
+    """Whole blocks of rows x cols elements are kept; the edges of the matrix may cut them short.
 
     Parameters
     ----------
@@ -330,7 +337,7 @@ class NM(Pattern):
         m = _integer("m", self.m, 1, MAX_WINDOW)
         if n > m:
             raise PatternError(
-                f"n must be at most m, got n = {n} and m = {m}: {n}:{m} would keep {n} of every {m} columns; "
+                f"n must be at most m, got {n}:{m}, {n} of every {m} columns; "
                 + (f"did you mean {m}:{n}?" if n <= MAX_WINDOW else f"give n from 1 to {m}")
             )
         object.__setattr__(self, "n", n)
@@ -349,8 +356,11 @@ class NM(Pattern):
 
 @dataclass(frozen=True)
 class CpuGS(Pattern):
-    """`gs(cpu)`: the GS pattern that runs fastest on a CPU with vector permutes. It resolves per matrix to contiguous
-    banks of at most 32 columns, one bundle slot per bank, and rows ordered by count."""
+    """`gs(cpu)`: the GS pattern that runs fastest on a CPU with vector permutes.
+
+    It resolves per matrix to the horizontal pattern over contiguous banks of at most 32 columns,
+    with the rows ordered by their counts.
+    """
 
     scatter = True
 
@@ -366,7 +376,8 @@ class CpuGS(Pattern):
         _, cols = _matrix_shape(shape)
         if cols == 0:
             raise PatternError(
-                f"{self} needs at least one column; a matrix without columns has nothing to keep: leave it dense"
+                f"{self} needs at least one column; a matrix without columns has nothing to keep: "
+                "leave it dense"
             )
         banks = -(-cols // CPU_BANK_WIDTH)
         if banks > MAX_BANKS:
@@ -428,7 +439,7 @@ _CALL = re.compile(
     r"\s*(?P<name>[a-z][a-z_-]*)\s*(?P<call>\((?P<arguments>[^()]*)\))?\s*(?P<flags>(\+[^+]*)*)",
     re.ASCII,
 )
-_NUMBER = re.compile(r"[+-]?\d{1,18}", re.ASCII)
+_NUMBER = re.compile(r"[+-]?\d+", re.ASCII)
 
 
 def parse_pattern(pattern: str | Pattern) -> Pattern:
@@ -438,8 +449,8 @@ def parse_pattern(pattern: str | Pattern) -> Pattern:
     ----------
     pattern : str or Pattern
         One of ``gs(16,4)``, ``gs(16,4,contiguous)``, ``gs(16,1)+scatter``, ``gs(cpu)``,
-        ``bank_balanced(16)``, ``block(1,16)``, ``2:4``, ``irregular`` and ``auto``, with numbers of your
-        own. Case does not matter, nor do blanks around words, numbers and signs.
+        ``bank_balanced(16)``, ``block(1,16)``, ``2:4``, ``irregular`` and ``auto``, with numbers of
+        your own. Case does not matter, nor do blanks around words, numbers and signs.
 
     Returns
     -------
@@ -457,42 +468,29 @@ def parse_pattern(pattern: str | Pattern) -> Pattern:
         raise PatternError(
             f"a pattern must be a text such as 'gs(16,16)' or a Pattern, got {_shown(pattern)}"
         )
+    if len(pattern) > MAX_TEXT:
+        raise PatternError(f"a pattern has at most {MAX_TEXT} characters, got {len(pattern)}")
     text = pattern.lower()
     if window := _WINDOW.fullmatch(text):
-        return NM(
-            *(
-                _number(pattern, name, digits)
-                for name, digits in zip("nm", window.groups(), strict=True)
-            )
-        )
+        return NM(_number(pattern, "n", window[1]), _number(pattern, "m", window[2]))
+    forms = f"patterns look like {_join(_EXAMPLES.values())}"
     parts = _CALL.fullmatch(text)
     if parts is None:
-        raise PatternError(
-            f"cannot read the pattern {pattern!r}; patterns look like {_join(_EXAMPLES.values())}"
-        )
+        raise PatternError(f"cannot read the pattern {pattern!r}; {forms}")
     name = parts["name"].replace("-", "_")
     if name not in _EXAMPLES:
         close = _OTHER_NAMES.get(name) or _closest(name, _EXAMPLES)
-        raise PatternError(
-            f"unknown pattern {parts['name']!r}; "
-            + (
-                f"did you mean {_EXAMPLES[close]}?"
-                if close
-                else f"patterns look like {_join(_EXAMPLES.values())}"
-            )
-        )
+        hint = f"did you mean {_EXAMPLES[close]}?" if close else forms
+        raise PatternError(f"unknown pattern {parts['name']!r}; {hint}")
     arguments = [word.strip() for word in parts["arguments"].split(",")] if parts["call"] else []
-    scatter = _scatter(
-        pattern, name, arguments, [flag.strip() for flag in parts["flags"].split("+")[1:]]
-    )
+    flags = [flag.strip() for flag in parts["flags"].split("+")[1:]]
+    scatter = _scatter(pattern, name, arguments, flags)
     if name == "gs":
         return _parse_gs(pattern, arguments, scatter)
     expected = {"bank_balanced": ("banks",), "block": ("rows", "cols")}.get(name, ())
     if len(arguments) != len(expected) or (parts["call"] and not expected):
-        takes = (
-            f"takes {_join(expected, 'and')} in parentheses" if expected else "takes no parentheses"
-        )
-        raise PatternError(f"{name} {takes}, got {pattern!r}; write {_EXAMPLES[name]}")
+        takes = f"{_join(expected, 'and')} in parentheses" if expected else "no parentheses"
+        raise PatternError(f"{name} takes {takes}, got {pattern!r}; write {_EXAMPLES[name]}")
     numbers = [_number(pattern, *pair) for pair in zip(expected, arguments, strict=True)]
     if name == "bank_balanced":
         return BankBalanced(*numbers)
@@ -504,18 +502,17 @@ def parse_pattern(pattern: str | Pattern) -> Pattern:
 def _parse_gs(pattern: str, arguments: list[str], scatter: bool) -> Pattern:
     if arguments == ["cpu"]:
         return CpuGS()
-    if len(arguments) == 1 and not _NUMBER.fullmatch(arguments[0]):
+    if len(arguments) == 1 and arguments[0].isalpha():
         close = _closest(arguments[0], ["cpu"])
         hint = "did you mean gs(cpu)?" if close else f"write {_EXAMPLES['gs']}"
         raise PatternError(f"gs takes banks and per_row, or cpu, got {pattern!r}; {hint}")
     if len(arguments) not in (2, 3):
         raise PatternError(
-            f"gs takes banks and per_row, and perhaps a layout, got {pattern!r}; write {_EXAMPLES['gs']}"
+            f"gs takes banks and per_row, and perhaps a layout, got {pattern!r}; "
+            f"write {_EXAMPLES['gs']}"
         )
-    banks, per_row = (
-        _number(pattern, name, text)
-        for name, text in zip(("banks", "per_row"), arguments, strict=False)
-    )
+    banks = _number(pattern, "banks", arguments[0])
+    per_row = _number(pattern, "per_row", arguments[1])
     return GS(
         banks, per_row, scatter, _layout(arguments[2]) if len(arguments) == 3 else "interleaved"
     )
@@ -579,13 +576,14 @@ def _matrix_shape(shape: object) -> tuple[int, int]:
     sizes = tuple(shape) if isinstance(shape, Iterable) else ()
     if len(sizes) != 2:
         raise PatternError(
-            f"shape must be (rows, columns), got {shape!r}; see as_matrix for the weights of convolutions"
+            f"shape must be (rows, columns), got {shape!r}; as_matrix turns the weights of a "
+            "convolution into a matrix"
         )
     return _integer("rows", sizes[0], 0), _integer("columns", sizes[1], 0)
 
 
 def _divisors_near(number: int, wanted: int) -> list[int]:
-    """The two divisors of `number` below `wanted` and the two above, those that exist, ascending."""
+    """The two divisors of `number` below `wanted` and the two above, as far as there are any."""
     divisors = [d for d in range(1, number + 1) if number % d == 0]
     below = [d for d in divisors if d < wanted][-2:]
     return below + [d for d in divisors if d > wanted][:2]
