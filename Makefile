@@ -1,0 +1,196 @@
+# The menu: `make help`. Every target sets up what it needs by itself: a virtual environment in .venv with
+# the pinned requirements, and the extension, built in place. A second call finds them and goes on at once.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+PYTHON ?= python3
+ifeq ($(origin CC),default)
+CC := gcc
+endif
+AR ?= ar
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Settings of some machines that make OpenBLAS slow or different: what is measured must not depend on them.
+unexport OPENBLAS_CORETYPE OPENBLAS_L2_SIZE
+
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+SONAME := libgspattern.so.0
+
+C_FILES := $(shell find csrc -name '*.[ch]' -o -name '*.inc' -o -name '*.mk' | LC_ALL=C sort)
+FORMATTED := $(filter %.c %.h,$(C_FILES)) $(shell find tests examples -name '*.[ch]' | LC_ALL=C sort)
+
+.PHONY: help
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+# ------------------------------------------------------------------- set-up
+
+READY := $(VENV)/ready
+EXTENSION := build/extension
+EXTRAS := torch,cli,plot,bench,dev
+
+$(READY): constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	    { echo "gspattern needs Python 3.10 or newer: make PYTHON=/path/to/python3 ..."; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+	$(BIN)/python -m pip install -q -c constraints.txt setuptools wheel numpy
+	$(BIN)/python -m pip install -c constraints.txt --no-build-isolation -e '.[$(EXTRAS)]'
+	@touch $@
+
+$(EXTENSION): $(READY) setup.py $(C_FILES)
+	$(BIN)/python setup.py -q build_ext --inplace
+	@mkdir -p $(@D) && touch $@
+
+.PHONY: setup
+setup: $(EXTENSION)  ## Set up only: .venv, requirements, extension
+
+# --------------------------------------------------------------------- uses
+
+.PHONY: demo
+demo: $(EXTENSION)  ## Train, prune, compress and run a network on handwritten digits (ARGS=--quick)
+	$(BIN)/python examples/digits/demo.py $(ARGS)
+
+.PHONY: bench
+bench: $(EXTENSION)  ## Run the benchmarks
+	@for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python $$file $(ARGS); done
+
+# -------------------------------------------------------------------- tests
+
+.PHONY: test test-all pytest
+test: lint ctest pytest asan  ## Run every test but the slow ones, lint first, sanitizers last
+
+test-all: lint ctest asan fuzz  ## Run every test, the slow ones too, and fuzz
+	$(MAKE) pytest PYTEST_ARGS=
+
+PYTEST_ARGS ?= -m 'not slow'
+pytest: $(EXTENSION)
+	$(BIN)/pytest -q $(PYTEST_ARGS)
+
+# ---------------------------------------------------------------- C, no Python
+
+include csrc/kernels/flags.mk
+isa_of = $(strip $(foreach isa,$(ISAS),$(if $(filter %_$(isa).c,$(1)),$(isa))))
+ISAS := $(patsubst ISA_%,%,$(filter ISA_%,$(.VARIABLES)))
+TAKEN := $(foreach isa,$(ISAS),$(shell \
+    $(CC) $(ISA_$(isa)) -Werror -fsyntax-only -x c /dev/null 2>/dev/null && echo $(isa)))
+CORE := $(foreach file,$(filter-out csrc/python/%,$(filter %.c,$(C_FILES))),$(if \
+    $(filter-out $(TAKEN),$(call isa_of,$(file))),,$(file)))
+HAVE := $(foreach isa,$(TAKEN),-DGSP_HAVE_$(shell echo $(isa) | tr a-z A-Z)=1)
+
+CORE_FLAGS := -std=c11 -ffp-contract=off -fvisibility=hidden -pthread $(HAVE)
+STRICT := -Wall -Wextra -Werror
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+LIBS := -pthread -lm
+
+# $(1): folder of the objects under build/, $(2): flags.
+define compile
+build/$(1)/%.o: %.c Makefile csrc/kernels/flags.mk
+	@mkdir -p $$(@D)
+	$$(CC) $$(CORE_FLAGS) $(2) $$(ISA_$$(call isa_of,$$<)) $$(CFLAGS) -MMD -MP -c $$< -o $$@
+endef
+$(eval $(call compile,lib/objects,-O3 -fPIC))
+$(eval $(call compile,ctest,-O2 -g $(STRICT) -Icsrc))
+$(eval $(call compile,ctest-asan,-O1 -g $(STRICT) $(SANITIZE) -Icsrc))
+-include $(shell find build/lib build/ctest build/ctest-asan -name '*.d' 2>/dev/null)
+
+.PHONY: lib
+LIB := build/lib
+lib: $(LIB)/libgspattern.a $(LIB)/$(SONAME) $(LIB)/gspattern.pc  ## Build the C library, without Python
+
+$(LIB)/libgspattern.a: $(CORE:%.c=$(LIB)/objects/%.o)
+	@rm -f $@
+	$(AR) rcs $@ $^
+
+$(LIB)/$(SONAME): $(CORE:%.c=$(LIB)/objects/%.o)
+	$(CC) -shared -Wl,-soname,$(SONAME) -Wl,--no-undefined $(LDFLAGS) $^ $(LIBS) -o $@
+	@ln -sf $(SONAME) $(LIB)/libgspattern.so
+
+# The folder can be copied as it is: the paths in the file are relative to the file.
+$(LIB)/gspattern.pc: csrc/gspattern.h pyproject.toml Makefile
+	@mkdir -p $(LIB)/include
+	@cp csrc/gspattern.h $(LIB)/include/
+	@printf '%s\n' 'prefix=$${pcfiledir}' 'Name: gspattern' \
+	    'Description: load-balanced gather-scatter patterns for sparse neural networks' \
+	    'Version: $(VERSION)' 'Cflags: -I$${prefix}/include' 'Libs: -L$${prefix} -lgspattern' \
+	    'Libs.private: $(LIBS)' > $@
+
+C_TESTS := $(patsubst %.c,%,$(wildcard tests/c/test_*.c))
+FUZZERS := $(patsubst %.c,%,$(wildcard tests/fuzz/fuzz_*.c))
+# $(1): folder under build/, $(2): flags.
+define link
+$(C_TESTS:%=build/$(1)/%): %: %.o $(CORE:%.c=build/$(1)/%.o)
+	$$(CC) $(2) $$^ $$(LIBS) -o $$@
+$(FUZZERS:%=build/$(1)/%): %: %.o build/$(1)/tests/fuzz/replay.o $(CORE:%.c=build/$(1)/%.o)
+	$$(CC) $(2) $$^ $$(LIBS) -o $$@
+endef
+$(eval $(call link,ctest,))
+$(eval $(call link,ctest-asan,$(SANITIZE)))
+.SECONDARY:
+
+.PHONY: ctest ctest-asan
+ctest: $(C_TESTS:%=build/ctest/%)  ## Run the C tests
+	@for test in $^; do $$test; done
+
+# Leaks are found here: under Python they cannot be told from what the interpreter keeps.
+FUZZ_SECONDS ?= 3
+ctest-asan: $(C_TESTS:%=build/ctest-asan/%) $(FUZZERS:%=build/ctest-asan/%)
+	@for test in $(C_TESTS:%=build/ctest-asan/%); do ASAN_OPTIONS=detect_leaks=1 $$test; done
+	@for fuzz in $(FUZZERS:%=build/ctest-asan/%); do $$fuzz --seconds $(FUZZ_SECONDS); done
+
+# --------------------------------------------------------------- sanitizers
+
+ASAN := build/asan
+ASAN_TESTS := $(wildcard $(patsubst %,tests/test_%.py,core masks matrices files plans))
+$(ASAN)/built: $(EXTENSION) $(wildcard gspattern/*.py)
+	@rm -rf $(ASAN)/lib/gspattern/*.py
+	CC='$(CC)' GSPATTERN_WERROR=1 GSPATTERN_SANITIZE=1 $(BIN)/python setup.py -q \
+	    build --build-base $(ASAN) --build-lib $(ASAN)/lib
+	@touch $@
+
+.PHONY: asan
+asan: ctest-asan $(ASAN)/built  ## Run the tests of the C code under AddressSanitizer and UBSan
+	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
+	    ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc PYTHONPATH=$(ASAN)/lib \
+	    $(BIN)/pytest -q -p no:cacheprovider $(PYTEST_ARGS) $(ASAN_TESTS)
+
+.PHONY: fuzz
+fuzz:  ## Fuzz what reads untrusted arrays: libFuzzer with clang, else random input (FUZZ_SECONDS=60)
+	@if command -v clang > /dev/null; then \
+	    for file in $(FUZZERS); do \
+	        out=build/fuzz/$$(basename $$file); mkdir -p $$out.corpus; \
+	        clang $(filter-out -pthread,$(CORE_FLAGS)) -O1 -g -pthread -Icsrc \
+	            -fsanitize=fuzzer,address,undefined $$file.c \
+	            $(filter-out $(foreach isa,$(ISAS),%_$(isa).c),$(CORE)) $(LIBS) -o $$out; \
+	        $$out -max_total_time=$(if $(filter file,$(origin FUZZ_SECONDS)),60,$(FUZZ_SECONDS)) \
+	            $$out.corpus; \
+	    done; \
+	else \
+	    $(MAKE) ctest-asan FUZZ_SECONDS=$(if $(filter file,$(origin FUZZ_SECONDS)),60,$(FUZZ_SECONDS)); \
+	fi
+
+# --------------------------------------------------------------------- lint
+
+.PHONY: lint format
+lint: $(READY)  ## Check style, types and the house rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(FORMATTED)
+	@echo "house rules"
+	@! grep -rnE '<Python\.h>|numpy/' csrc --include='*.[ch]' --exclude-dir=python
+	@! grep -rnwE '(printf|fprintf|puts|perror|abort|exit) *\(' csrc
+	@! grep -rnE 'march=[n]ative|ffast[-]math' Makefile setup.py csrc examples
+
+format: $(READY)  ## Format Python and C
+	$(BIN)/ruff check --fix-only -q .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(FORMATTED)
+
+.PHONY: clean
+clean:  ## Remove what was built (not .venv)
+	rm -rf build dist *.egg-info gspattern/_core*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	$(if $(wildcard examples/c/Makefile),$(MAKE) -s -C examples/c clean)

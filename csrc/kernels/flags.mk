@@ -1,0 +1,6 @@
+# Flags of the files that are compiled for one instruction set: spmv_avx2.c gets those of avx2, by the end
+# of its name. Read by the Makefile and by setup.py. Where the compiler does not take an instruction set's
+# flags (an older compiler, another processor), its files are left out; where it does, every file of the
+# build sees GSP_HAVE_AVX2 (the name in capitals), so that the table of kernels knows what is there.
+ISA_avx2 = -mavx2 -mfma
+ISA_avx512 = -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma
