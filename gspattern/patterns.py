@@ -66,16 +66,18 @@ class Pattern:
 
     @property
     def bundle_size(self) -> int:
-        """Elements that are kept or dropped together in a full group: banks for GS, rows * cols for
-        blocks, n for N:M, and 1 for irregular."""
+        """Elements of a full bundle, which are kept or dropped together.
+
+        It is banks for GS, rows * cols for blocks, n for N:M, and 1 for irregular.
+        """
         return 1
 
     def groups(self, rows: int) -> int:
-        """Number of row groups in a matrix of `rows` rows, with the last and perhaps short one."""
+        """Count the row groups in a matrix of `rows` rows, with the last and perhaps short one."""
         return -(-rows // self.group_rows)
 
     def resolve(self, shape: tuple[int, int]) -> Pattern:
-        """The pattern with all its numbers, for a matrix of this shape.
+        """Fit the pattern to a matrix of this shape, with all its numbers.
 
         Parameters
         ----------
@@ -91,8 +93,11 @@ class Pattern:
         return self
 
     def core(self) -> tuple[Any, ...]:
-        """The tuple that the C core takes: ("gs", banks, per_row, 0 or 1 for contiguous),
-        ("irregular",), ("block", rows, cols) or ("nm", n, m)."""
+        """Give the tuple that the C core takes.
+
+        It is ("gs", banks, per_row, 0 or 1 for contiguous), ("irregular",), ("block", rows, cols)
+        or ("nm", n, m).
+        """
         raise NotImplementedError
 
 
@@ -125,7 +130,7 @@ class Banked(Pattern):
         return ("gs", self.banks, self.per_row, int(self.layout == "contiguous"))
 
     def bank_of(self, columns: npt.ArrayLike, cols: int) -> npt.NDArray[np.int64]:
-        """The bank of every column given.
+        """Give the bank of every column in `columns`.
 
         Parameters
         ----------
@@ -154,12 +159,12 @@ class Banked(Pattern):
         return np.asarray(((j + 1) * self.banks - 1) // cols)
 
     def bank_starts(self, cols: int) -> npt.NDArray[np.int64]:
-        """Lowest column of every bank of a matrix of `cols` >= banks columns, int64 [banks]."""
+        """Give the lowest column of every bank of a matrix of `cols` >= banks columns, int64 [banks]."""
         b = np.arange(self.banks, dtype=np.int64)
         return b if self.layout == "interleaved" else b * cols // self.banks
 
     def bank_widths(self, cols: int) -> npt.NDArray[np.int64]:
-        """Number of columns in every bank of a matrix of `cols` columns, int64 [banks].
+        """Count the columns in every bank if there are `cols` in all, int64 [banks].
 
         Widths are floor(cols / banks) or one more, in both layouts.
         """
@@ -443,7 +448,7 @@ _NUMBER = re.compile(r"[+-]?\d+", re.ASCII)
 
 
 def parse_pattern(pattern: str | Pattern) -> Pattern:
-    """Reads a pattern from its text; a `Pattern` is returned as it is.
+    """Read a pattern from its text; a `Pattern` is returned as it is.
 
     Parameters
     ----------
@@ -583,7 +588,7 @@ def _matrix_shape(shape: object) -> tuple[int, int]:
 
 
 def _divisors_near(number: int, wanted: int) -> list[int]:
-    """The two divisors of `number` below `wanted` and the two above, as far as there are any."""
+    """Give the two divisors of `number` below `wanted` and the two above, if there are."""
     divisors = [d for d in range(1, number + 1) if number % d == 0]
     below = [d for d in divisors if d < wanted][-2:]
     return below + [d for d in divisors if d > wanted][:2]
