@@ -21,7 +21,7 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 SONAME := libgspattern.so.0
 
 C_FILES := $(shell find csrc -name '*.[ch]' -o -name '*.inc' -o -name '*.mk' | LC_ALL=C sort)
-FORMATTED := $(filter %.c %.h,$(C_FILES)) $(shell find tests examples -name '*.[ch]' | LC_ALL=C sort)
+FORMATTED := $(filter %.c %.h,$(C_FILES)) $(wildcard tests/*/*.[ch] examples/*/*.[ch])
 
 .PHONY: help
 help:  ## Show this list
