@@ -159,12 +159,12 @@ class Banked(Pattern):
         return np.asarray(((j + 1) * self.banks - 1) // cols)
 
     def bank_starts(self, cols: int) -> npt.NDArray[np.int64]:
-        """Give the lowest column of every bank of a matrix of `cols` >= banks columns, int64 [banks]."""
+        """Give the lowest column of every bank, for `cols` >= banks: int64 [banks]."""
         b = np.arange(self.banks, dtype=np.int64)
         return b if self.layout == "interleaved" else b * cols // self.banks
 
     def bank_widths(self, cols: int) -> npt.NDArray[np.int64]:
-        """Count the columns in every bank if there are `cols` in all, int64 [banks].
+        """Count the columns in every bank, `cols` in all: int64 [banks].
 
         Widths are floor(cols / banks) or one more, in both layouts.
         """
