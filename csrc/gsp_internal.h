@@ -43,8 +43,10 @@ void gspi_free(gsp_context *context, void *memory);
  * its result depend on it. Returns the status of the lowest item that failed. */
 typedef gsp_status (*gspi_body)(void *argument, int64_t item, int worker);
 gsp_status gspi_parallel(gsp_context *context, int64_t items, gspi_body body, void *argument);
-/* Threads that gspi_parallel would use for so many items: at least 1. */
+/* Threads that gspi_parallel would use for so many items at this moment: at least 1. Who needs something per
+ * worker asks once and uses gspi_parallel_on, because the setting may change at any time. */
 int gspi_workers(const gsp_context *context, int64_t items);
+gsp_status gspi_parallel_on(int workers, int64_t items, gspi_body body, void *argument);
 
 /* GSP_OK if the shape is possible: rows, cols >= 0, rows * cols * 8 fits in size_t, both below 2^32. */
 gsp_status gspi_check_shape(int64_t rows, int64_t cols);

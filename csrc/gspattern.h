@@ -38,11 +38,13 @@ typedef enum gsp_status {
     GSP_ERROR_ROW_ORDER = 7,   /* the row order is not a permutation */
     GSP_ERROR_INDPTR = 8,      /* indptr does not start at 0, falls, or does not end at the number of bundles */
     GSP_ERROR_INDEX = 9,       /* an index points outside its bank or the matrix */
-    GSP_ERROR_BANKS = 10,      /* two slots of a bundle share a bank or stand in the wrong slot */
+    GSP_ERROR_BANKS = 10,      /* two slots of a bundle share a bank */
     GSP_ERROR_DUPLICATE = 11,  /* one element is stored twice */
     GSP_ERROR_PADDING = 12,    /* a slot that must be empty is not 0 */
     GSP_ERROR_DTYPE = 13,      /* the dtype is unknown or not possible here */
     GSP_ERROR_BACKEND = 14,    /* this CPU or this build cannot run that backend */
+    GSP_ERROR_ORDER = 15,      /* slots or indices are not in ascending order */
+    GSP_ERROR_SCALES = 16,     /* a scale is NaN or infinite */
 } gsp_status;
 
 /* A constant English phrase, never NULL. */
@@ -117,17 +119,17 @@ typedef struct gsp_choice {
     int64_t fault;          /* flat index of the first bad score, with GSP_ERROR_SCORE */
 } gsp_choice;
 
-/* Dual prices that prove a choice optimal. Entry e is for group[e] holding bundles[e] bundles:
- * any such group keeps at most
- *     sum_r bundles * per_row * row[r] + sum_b bundles * bank[b] + sum max(0, score - row[r] - bank[b]). */
+/* Dual prices that prove a choice optimal. Entry e is for group[e] holding bundles[e] bundles: whatever its
+ * mask, such a group keeps at most
+ *     sum_r n * per_row * row[r] + sum_b n * bank[b] + sum max(0, score - row[r] - bank[b])     (bound[e])
+ * and the best mask keeps value[e]. Entries are sorted by group and bundles; those of one group have no gaps. */
 typedef struct gsp_prices {
     size_t count;
-    int64_t rows_per_group, banks;
-    int64_t *matrix;  /* which choice */
-    int64_t *group;
-    int64_t *bundles;
-    double *row;      /* count x rows_per_group, by place in the group */
-    double *bank;     /* count x banks */
+    int64_t group_rows, banks;
+    int64_t *group, *bundles;
+    double *row;  /* count x group_rows, by place in the group */
+    double *bank; /* count x banks */
+    double *value, *bound;
 } gsp_prices;
 
 /* Fills in masks that keep at most `keep` nonzeros in all.
@@ -187,15 +189,107 @@ typedef struct gsp_matrix {
     const float *scales;       /* rows; int8 only, else NULL */
 } gsp_matrix;
 
-/* @encode */
+/* Bytes of an index (bits of a position for N:M) in a matrix with so many columns. */
+GSP_API uint32_t gsp_index_bytes(const gsp_pattern *pattern, int64_t cols);
+
+/* Lengths of the arrays of a matrix, in bytes. */
+typedef struct gsp_lengths {
+    size_t values, indices, indptr, row_order, scales;
+} gsp_lengths;
+
+/* What the lengths must be. Of the pointers, only whether row_order is NULL is looked at. */
+GSP_API gsp_status gsp_sizes(const gsp_matrix *matrix, gsp_lengths *sizes);
+
+/* First half of encoding: reads pattern, rows, cols, dtype and row_order of the matrix, and the mask
+ * (rows x cols, nonzero bytes are kept); writes indptr [gsp_groups + 1], and units, index_bytes and indptr
+ * of the matrix, so that gsp_sizes tells what to allocate. GSP_ERROR_MASK if the mask is not valid:
+ * gsp_check says where. */
+GSP_API gsp_status gsp_measure(gsp_context *context, const uint8_t *mask, gsp_matrix *matrix,
+                               uint32_t *indptr);
+/* Second half: fills values and indices from weights (rows x cols of the dtype, copied bit for bit) and the
+ * mask that was measured. Bundles of a group come in ascending order of their column in slot 0. */
+GSP_API gsp_status gsp_encode(gsp_context *context, const void *weights, const uint8_t *mask,
+                              const gsp_matrix *matrix, void *values, void *indices);
+
+/* Where a matrix breaks a rule: the element of that array has `value`; what `bound` means, the status says. */
+typedef struct gsp_fault {
+    const char *array; /* "values", "indices", "indptr", "row_order", "scales", or NULL */
+    uint64_t element;  /* flat */
+    int64_t value, bound;
+} gsp_fault;
+
+/* Checks all rules of docs/FORMAT.md and trusts nothing but the lengths; linear time. Reports the first
+ * rule that is broken. `lengths` are those of the caller's arrays, fault may be NULL. A matrix that passes
+ * may be given to every function below. */
+GSP_API gsp_status gsp_validate(gsp_context *context, const gsp_matrix *matrix, const gsp_lengths *lengths,
+                                gsp_fault *fault);
+
+/* Dense weights, rows x cols: the values bit for bit, and 0 elsewhere. */
+GSP_API gsp_status gsp_decode(gsp_context *context, const gsp_matrix *matrix, void *weights);
+/* The column of every value, shaped as values; 0 where a slot stands for no element. */
+GSP_API gsp_status gsp_columns(gsp_context *context, const gsp_matrix *matrix, uint32_t *columns);
 
 /* -------------------------------------------------------------------- plan */
 
-/* @plan */
+/* Instruction sets, worst first. A backend may use the kernels of those before it where it has none of its own. */
+typedef enum gsp_backend { GSP_SCALAR = 0, GSP_AVX2 = 1, GSP_AVX512 = 2 } gsp_backend;
+#define GSP_BACKENDS 3
+
+/* "scalar", "avx2", "avx512"; NULL for anything else. */
+GSP_API const char *gsp_backend_name(gsp_backend backend);
+/* Writes the backends that this CPU and this build can run, best first, scalar last; returns how many. */
+GSP_API int gsp_backends(gsp_backend backends[GSP_BACKENDS]);
+
+/* A matrix laid out for one kernel. Immutable: any number of threads may multiply with one plan at once. */
+typedef struct gsp_plan gsp_plan;
+
+typedef struct gsp_plan_info {
+    const char *kernel;
+    gsp_backend backend; /* that of the kernel: at most the one asked for */
+    int columns;         /* 0: x is contiguous along cols; 1: x is contiguous along the samples */
+    uint64_t bytes;      /* held by the plan */
+    uint64_t entries;    /* elements that the matrix stores */
+    uint64_t slots;      /* elements that the kernel multiplies, padding included */
+    double efficiency;   /* entries / slots; 1 if there are none */
+} gsp_plan_info;
+
+/* Lays a matrix out for products with n columns of x; n = 1 also serves batch-major samples of any number.
+ * The matrix must be valid (gsp_validate); the plan keeps nothing of it, but the context must outlive the plan.
+ * GSP_ERROR_BACKEND if this machine cannot run the backend. */
+GSP_API gsp_status gsp_plan_create(gsp_context *context, const gsp_matrix *matrix, gsp_backend backend, int64_t n,
+                                   gsp_plan **plan);
+GSP_API void gsp_plan_destroy(gsp_plan *plan);
+GSP_API gsp_plan_info gsp_plan_describe(const gsp_plan *plan);
 
 /* ---------------------------------------------------------------- multiply */
 
-/* @multiply */
+typedef enum gsp_activation {
+    GSP_NONE = 0,
+    GSP_RELU = 1,
+    GSP_SIGMOID = 2,
+    GSP_TANH = 3,
+    GSP_GELU = 4, /* x * Phi(x) by erf, not its tanh approximation */
+    GSP_SILU = 5,
+} gsp_activation;
+
+/* What happens to W x: y = activation(W x + bias + residual). Zero-initialised: nothing. */
+typedef struct gsp_epilogue {
+    const void *bias;     /* rows, or NULL */
+    const void *residual; /* laid out as y, or NULL; must not overlap y */
+    gsp_activation activation;
+} gsp_epilogue;
+
+/* Where x and y lie, in elements: x[col * x_col + sample * x_sample], y[row * y_row + sample * y_sample]. */
+typedef struct gsp_strides {
+    int64_t x_col, x_sample, y_row, y_sample;
+} gsp_strides;
+
+/* y = activation(W x + bias + residual) for `samples` vectors. x, y, bias and residual are double for a float64
+ * matrix and float for all others. A plan made for n = 1 needs x_col = y_row = 1, one for more columns
+ * x_sample = y_sample = 1: GSP_ERROR_SHAPE otherwise. strides NULL: both contiguous in that sense.
+ * y must not overlap x. Neither allocates nor fails once the arguments are right. */
+GSP_API gsp_status gsp_multiply(const gsp_plan *plan, const void *x, int64_t samples, const gsp_strides *strides,
+                                void *y, const gsp_epilogue *epilogue);
 
 #ifdef __cplusplus
 }

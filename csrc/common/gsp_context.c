@@ -26,11 +26,13 @@ const char *gsp_status_text(gsp_status status) {
     case GSP_ERROR_ROW_ORDER: return "the row order is not a permutation of the rows";
     case GSP_ERROR_INDPTR: return "indptr must start at 0, never fall, and end at the number of units";
     case GSP_ERROR_INDEX: return "an index points outside its bank or the matrix";
-    case GSP_ERROR_BANKS: return "two slots of a bundle share a bank, or slots are out of order";
+    case GSP_ERROR_BANKS: return "two slots of a bundle share a bank";
     case GSP_ERROR_DUPLICATE: return "one element is stored twice";
     case GSP_ERROR_PADDING: return "a slot that must be empty is not 0";
     case GSP_ERROR_DTYPE: return "the dtype is unknown or not possible here";
     case GSP_ERROR_BACKEND: return "this CPU or this build cannot run that backend";
+    case GSP_ERROR_ORDER: return "indices must ascend, by bank within a row of a bundle";
+    case GSP_ERROR_SCALES: return "scales must be finite";
     }
     return "unknown status";
 }
@@ -139,13 +141,12 @@ int gspi_workers(const gsp_context *context, int64_t items) {
     return (int)gspi_max(1, gspi_min(items, gsp_context_threads(context)));
 }
 
-gsp_status gspi_parallel(gsp_context *context, int64_t items, gspi_body body, void *argument) {
+gsp_status gspi_parallel_on(int workers, int64_t items, gspi_body body, void *argument) {
     job work = {.body = body, .argument = argument, .items = items, .status = GSP_OK};
     atomic_init(&work.next, 0);
     atomic_init(&work.failed, items);
     pthread_mutex_init(&work.lock, NULL);
 
-    const int workers = gspi_workers(context, items);
     pthread_t threads[GSP_MAX_THREADS];
     share shares[GSP_MAX_THREADS];
     int started = 0;
@@ -159,4 +160,8 @@ gsp_status gspi_parallel(gsp_context *context, int64_t items, gspi_body body, vo
     for (int i = 0; i < started; i++) pthread_join(threads[i], NULL);
     pthread_mutex_destroy(&work.lock);
     return work.status;
+}
+
+gsp_status gspi_parallel(gsp_context *context, int64_t items, gspi_body body, void *argument) {
+    return gspi_parallel_on(gspi_workers(context, items), items, body, argument);
 }
