@@ -183,6 +183,7 @@ lint: $(READY)  ## Check style, types and the house rules
 	@echo "house rules"
 	@! grep -rnE '<Python\.h>|numpy/' csrc --include='*.[ch]' --exclude-dir=python
 	@! grep -rnwE '(printf|fprintf|puts|perror|abort|exit) *\(' csrc
+	@! grep -nE '.{121}' $(FORMATTED)
 	@! grep -rnE 'march=[n]ative|ffast[-]math' Makefile setup.py csrc examples
 
 format: $(READY)  ## Format Python and C

@@ -76,8 +76,9 @@ int64_t gsp_max_bundles(const gsp_pattern *pattern, int64_t cols, int64_t group_
     const int64_t banks = pattern->banks, per_row = pattern->per_row;
     const int64_t narrow = cols / banks, wide_banks = cols % banks;
     if (group_rows == 0) return 0;
-    /* Up to narrow * rows every bank still has room for its share n / rows, and banks >= rows * per_row. */
-    int64_t low = narrow * group_rows, high = (narrow + 1) * group_rows;
+    /* Up to narrow * rows every bank still has room for its share n / rows, and banks >= rows * per_row.
+     * A row has cols elements and n bundles take per_row of them each; short groups come near to that. */
+    int64_t low = narrow * group_rows, high = cols / per_row;
     while (low < high) {
         const int64_t n = low + (high - low + 1) / 2;
         const int64_t have = (banks - wide_banks) * gspi_min(narrow * group_rows, n) +
