@@ -17,6 +17,8 @@ PyObject *gsp_py_raise(PyObject *module, gsp_status status, const char *detail) 
     case GSP_ERROR_BANKS:
     case GSP_ERROR_DUPLICATE:
     case GSP_ERROR_PADDING:
+    case GSP_ERROR_ORDER:
+    case GSP_ERROR_SCALES:
     case GSP_ERROR_DTYPE: type = state->format_error; break;
     case GSP_ERROR_SHAPE:
     case GSP_ERROR_SCORE:
