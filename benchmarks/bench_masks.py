@@ -1,0 +1,221 @@
+"""How long choosing a mask takes, as a ratio to torch.topk of the same scores in the same run.
+
+    python benchmarks/bench_masks.py [--rows 4096] [--cols 1024] [--sparsity 0.9] [--rounds 15] [--json FILE]
+
+`torch.topk(scores.flatten(), keep)` is the usual way to an irregular mask. All contenders run in one process,
+on one thread, one after the other in every round; best and median are over rounds. The ratio is that of
+the medians. Peak memory is what a call adds to the resident size of a fresh process without torch, the mask
+that it returns included, as a multiple of the size of the scores. Kept is the score that a mask keeps,
+relative to the irregular mask of the same number of nonzeros.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+import gspattern as gs
+
+# Pattern, method, and the goals: time as a multiple of topk's, peak memory as a multiple of the scores'.
+CONTENDERS = [
+    ("gs(16,16)", "exact", 1, 3),
+    ("gs(16,1)", "greedy", 2, 3),
+    ("gs(16,1)", "exact", 5, 3),
+    ("gs(16,4)", "exact", 8, 3),
+    ("gs(16,16)+scatter", "exact", 3, 3),
+    ("gs(16,1)+scatter", "greedy", 6, 3),
+    ("gs(16,1)+scatter", "exact", 15, 3),
+    ("gs(16,4)+scatter", "exact", 24, 3),
+]
+
+
+def make_scores(rows: int, cols: int, seed: int = 0) -> np.ndarray:
+    """|Gaussian| x log-normal(0.3) row scales, float32: magnitudes as those of a trained layer."""
+    rng = np.random.default_rng(seed)
+    scores = rng.standard_normal((rows, cols), dtype=np.float32)
+    np.abs(scores, out=scores)
+    scores *= rng.lognormal(0, 0.3, (rows, 1)).astype(np.float32)
+    return scores
+
+
+def measure_times(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every call in every round, after a round that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(-1, rounds):
+        show(f"round {number + 1} of {rounds}" if number >= 0 else "first round, not counted")
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if number >= 0:
+                seconds[name].append(time.perf_counter() - start)
+    show("")
+    return seconds
+
+
+def show(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def resident(field: str) -> int:
+    """VmRSS (now) or VmHWM (peak) of this process in bytes."""
+    status = Path("/proc/self/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith(field + ":"))
+    return int(line.split()[1]) * 1024
+
+
+def memory_of_call(rows: int, cols: int, sparsity: float, pattern: str, method: str) -> float:
+    """Peak memory of one call in this process, as a multiple of the scores; run in a process of its own."""
+    gs.set_num_threads(1)
+    gs.choose_mask(
+        make_scores(64, 64), pattern, 0.5, method=method
+    )  # code is paged in before the count
+    scores = make_scores(rows, cols)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is resident now
+    before = resident("VmRSS")
+    gs.choose_mask(scores, pattern, sparsity, method=method)
+    return (resident("VmHWM") - before) / scores.nbytes
+
+
+def peak_memory(arguments: argparse.Namespace, pattern: str, method: str) -> float:
+    sizes = [str(arguments.rows), str(arguments.cols), str(arguments.sparsity)]
+    command = [sys.executable, __file__, "--memory-of", *sizes, pattern, method]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def run(arguments: argparse.Namespace) -> dict[str, object]:
+    import torch
+
+    torch.set_num_threads(1)
+    gs.set_num_threads(1)
+    rows, cols, sparsity = arguments.rows, arguments.cols, arguments.sparsity
+    scores = make_scores(rows, cols)
+    flat = torch.from_numpy(scores).flatten()
+    keep = round((1 - sparsity) * rows * cols)
+
+    def choose(pattern: str, method: str) -> Callable[[], object]:
+        return lambda: gs.choose_mask(scores, pattern, sparsity, method=method)
+
+    calls: dict[str, Callable[[], object]] = {
+        "topk": lambda: torch.topk(flat, keep),
+        "topk unsorted": lambda: torch.topk(flat, keep, sorted=False),
+    }
+    for pattern, method, _, _ in CONTENDERS:
+        calls[f"{pattern} {method}"] = choose(pattern, method)
+    seconds = measure_times(calls, arguments.rounds)
+
+    topk = statistics.median(seconds["topk"])
+    ordered = np.sort(scores, axis=None)[::-1].astype(np.float64).cumsum()
+    results: list[dict[str, object]] = []
+    for name, times in seconds.items():
+        median = statistics.median(times)
+        results.append(
+            {
+                "name": name,
+                "best_ms": min(times) * 1e3,
+                "median_ms": median * 1e3,
+                "ratio": median / topk,
+            }
+        )
+    for result, (pattern, method, goal, memory_goal) in zip(results[2:], CONTENDERS, strict=True):
+        selection = gs.choose_mask(scores, pattern, sparsity, method=method)
+        result["goal"] = goal
+        result["memory"] = peak_memory(arguments, pattern, method)
+        result["memory_goal"] = memory_goal
+        result["kept"] = selection.score / float(ordered[int(selection.mask.sum()) - 1])
+    return {
+        "rows": rows,
+        "cols": cols,
+        "sparsity": sparsity,
+        "rounds": arguments.rounds,
+        "threads": 1,
+        "machine": processor(),
+        "torch": torch.__version__,
+        "results": results,
+    }
+
+
+def processor() -> str:
+    """The name of the CPU."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.machine()
+
+
+HEADINGS = ["", "best ms", "median ms", "x topk", "goal", "memory", "goal", "kept"]
+
+
+def cells(result: dict[str, object]) -> list[str]:
+    row = [
+        str(result["name"]),
+        f"{result['best_ms']:.1f}",
+        f"{result['median_ms']:.1f}",
+        f"{result['ratio']:.2f}",
+    ]
+    if "goal" not in result:
+        return row + [""] * 4
+    return [
+        *row,
+        f"<= {result['goal']}",
+        f"{result['memory']:.2f}",
+        f"<= {result['memory_goal']}",
+        f"{result['kept']:.4f}",
+    ]
+
+
+def print_table(report: dict[str, object]) -> None:
+    title = (
+        f"{report['rows']} x {report['cols']} at {report['sparsity']:.0%}, one thread, "
+        f"{report['rounds']} rounds, {report['machine']}, torch {report['torch']}"
+    )
+    rows = [cells(result) for result in report["results"]]  # type: ignore[attr-defined]
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError:
+        widths = [max(map(len, column)) for column in zip(HEADINGS, *rows, strict=True)]
+        print(title)
+        for row in [HEADINGS, *rows]:
+            first, *rest = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+            print("  ".join([row[0].ljust(len(first)), *rest]).rstrip())
+        return
+    table = Table(title=title)
+    for number, heading in enumerate(HEADINGS):
+        table.add_column(heading, justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--memory-of"]:
+        rows, cols, sparsity, pattern, method = sys.argv[2:]
+        print(memory_of_call(int(rows), int(cols), float(sparsity), pattern, method))
+        return
+    parser = argparse.ArgumentParser(
+        description="Time choose_mask against torch.topk of the same scores."
+    )
+    parser.add_argument("--rows", type=int, default=4096)
+    parser.add_argument("--cols", type=int, default=1024)
+    parser.add_argument("--sparsity", type=float, default=0.9)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--json", type=Path, help="write the figures to this file too")
+    arguments = parser.parse_args()
+    report = run(arguments)
+    print_table(report)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
