@@ -1,0 +1,110 @@
+/* Plans and products of every backend. Weights are multiples of 1/64 and x small integers, so every sum is
+ * exact in float, whatever its order: results must equal the oracle's bit for bit. */
+#include "gsp_sample.h"
+
+static double weight_of(const gsp_sample *sample, int64_t flat) {
+    switch (sample->matrix.dtype) {
+    case GSP_FLOAT64: return ((const double *)sample->weights)[flat];
+    case GSP_FLOAT32: return ((const float *)sample->weights)[flat];
+    case GSP_INT8: return ((const int8_t *)sample->weights)[flat] / 64.0;
+    default: {
+        const uint32_t bits = (uint32_t)((const uint16_t *)sample->weights)[flat] << 16;
+        float real;
+        memcpy(&real, &bits, sizeof real);
+        return real;
+    }
+    }
+}
+
+/* An array of float or double, as the matrix computes. */
+typedef struct {
+    bool wide;
+    void *data;
+} vector;
+
+static vector vector_make(bool wide, int64_t count) {
+    return (vector){wide, gsp_test_bytes((size_t)count * (wide ? 8 : 4))};
+}
+static double vector_get(vector v, int64_t i) {
+    return v.wide ? ((const double *)v.data)[i] : (double)((const float *)v.data)[i];
+}
+static void vector_set(vector v, int64_t i, double value) {
+    if (v.wide) ((double *)v.data)[i] = value;
+    else ((float *)v.data)[i] = (float)value;
+}
+
+static void check_product(const gsp_sample *sample, const gsp_plan *plan, int64_t n,
+                          const double *dense, uint64_t *state) {
+    const gsp_matrix *matrix = &sample->matrix;
+    const int64_t rows = matrix->rows, cols = matrix->cols;
+    const bool wide = matrix->dtype == GSP_FLOAT64;
+    const bool by_sample = gsp_plan_describe(plan).columns == 0;
+    vector x = vector_make(wide, cols * n), y = vector_make(wide, rows * n);
+    vector bias = vector_make(wide, rows);
+    for (int64_t i = 0; i < cols * n; i++) vector_set(x, i, (double)gsp_test_below(state, 17) - 8);
+    for (int64_t i = 0; i < rows; i++) vector_set(bias, i, (double)gsp_test_below(state, 99) - 49);
+
+    for (int with_bias = 0; with_bias < 2; with_bias++) {
+        const gsp_epilogue epilogue = {.bias = with_bias ? bias.data : NULL,
+                                       .activation = with_bias ? GSP_RELU : GSP_NONE};
+        for (int64_t i = 0; i < rows * n; i++) vector_set(y, i, 1e30);
+        EXPECT_INT(gsp_multiply(plan, x.data, n, NULL, y.data, with_bias ? &epilogue : NULL),
+                   GSP_OK);
+        bool same = true;
+        for (int64_t row = 0; row < rows; row++)
+            for (int64_t s = 0; s < n; s++) {
+                double sum = with_bias ? vector_get(bias, row) : 0;
+                for (int64_t col = 0; col < cols; col++)
+                    sum += dense[row * cols + col] *
+                           vector_get(x, by_sample ? s * cols + col : col * n + s);
+                if (with_bias && sum < 0) sum = 0;
+                same = same && vector_get(y, by_sample ? s * rows + row : row * n + s) == sum;
+            }
+        EXPECT(same);
+    }
+    free(x.data);
+    free(y.data);
+    free(bias.data);
+}
+
+static void test_products(gsp_context *context) {
+    static const gsp_dtype dtypes[] = {GSP_FLOAT64, GSP_FLOAT32, GSP_BFLOAT16, GSP_INT8};
+    static const int64_t columns[] = {1, 2, 7, 16, 33};
+    gsp_backend backends[GSP_BACKENDS];
+    const int count = gsp_backends(backends);
+    EXPECT(count >= 1 && count <= GSP_BACKENDS);
+    EXPECT_INT(backends[count - 1], GSP_SCALAR);
+    uint64_t state = 1;
+    for (int i = 0; i < GSP_SHAPES; i++)
+        for (size_t d = 0; d < sizeof dtypes / sizeof *dtypes; d++) {
+            gsp_sample sample;
+            EXPECT_INT(gsp_sample_make(context, &gsp_shapes[i], dtypes[d], 11, &sample), GSP_OK);
+            const int64_t area = gsp_shapes[i].rows * gsp_shapes[i].cols;
+            double *dense = gsp_test_bytes((size_t)area * sizeof *dense);
+            for (int64_t flat = 0; flat < area; flat++) dense[flat] = weight_of(&sample, flat);
+            for (int b = 0; b < count; b++)
+                for (size_t c = 0; c < sizeof columns / sizeof *columns; c++) {
+                    gsp_plan *plan = NULL;
+                    EXPECT_INT(
+                        gsp_plan_create(context, &sample.matrix, backends[b], columns[c], &plan),
+                        GSP_OK);
+                    if (plan == NULL) continue;
+                    const gsp_plan_info info = gsp_plan_describe(plan);
+                    EXPECT(info.kernel != NULL && info.backend <= backends[b]);
+                    EXPECT(info.efficiency > 0 && info.efficiency <= 1 &&
+                           info.slots >= info.entries);
+                    check_product(&sample, plan, columns[c], dense, &state);
+                    gsp_plan_destroy(plan);
+                }
+            free(dense);
+            gsp_sample_free(&sample);
+        }
+}
+
+int main(void) {
+    gsp_context *context;
+    EXPECT_INT(gsp_context_create(NULL, &context), GSP_OK);
+    test_products(context);
+    gsp_context_destroy(context);
+    return gsp_test_done("multiply");
+}
