@@ -14,7 +14,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 FLAGS = ["-std=c11", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-pthread"]
-LINK_FLAGS = ["-pthread"]
+LINK_FLAGS = ["-pthread", "-lm"]
 if os.environ.get("GSPATTERN_WERROR") == "1":
     FLAGS += ["-Wall", "-Wextra", "-Werror"]
 if os.environ.get("GSPATTERN_SANITIZE") == "1":

@@ -254,8 +254,8 @@ typedef struct gsp_plan_info {
 } gsp_plan_info;
 
 /* Lays a matrix out for products with n columns of x; n = 1 also serves batch-major samples of any number.
- * The matrix must be valid (gsp_validate); the plan keeps nothing of it, but the context must outlive the plan.
- * GSP_ERROR_BACKEND if this machine cannot run the backend. */
+ * The matrix is validated; the plan keeps nothing of it, but the context must outlive the plan.
+ * GSP_ERROR_BACKEND if this machine cannot run the backend, or what gsp_validate found. */
 GSP_API gsp_status gsp_plan_create(gsp_context *context, const gsp_matrix *matrix, gsp_backend backend, int64_t n,
                                    gsp_plan **plan);
 GSP_API void gsp_plan_destroy(gsp_plan *plan);

@@ -18,6 +18,7 @@ typedef struct gsp_py_state {
     gsp_context *context;
     PyObject *pattern_error; /* gspattern.PatternError */
     PyObject *format_error;  /* gspattern.FormatError */
+    PyObject *plan_type;     /* gspattern.Plan */
 } gsp_py_state;
 
 static inline gsp_py_state *gsp_py_state_of(PyObject *module) {

@@ -1,4 +1,298 @@
+/* The type Plan: a matrix laid out for a kernel, and the products that it does. */
 #include "gsp_py.h"
 
-PyMethodDef gsp_py_kernels_methods[] = {{NULL, NULL, 0, NULL}};
-int gsp_py_kernels_types(PyObject *module) { (void)module; return 0; }
+typedef struct {
+    PyObject_HEAD
+    gsp_plan *plan;
+    PyObject *module; /* owns the context that the plan needs */
+    int64_t rows, cols;
+    int columns;  /* gsp_plan_info.columns */
+    int typenum;  /* of x and y */
+} plan_object;
+
+/* ------------------------------------------------------------------ create */
+
+static int backend_of(PyObject *name, gsp_backend *backend) {
+    for (int i = 0; i < GSP_BACKENDS; i++) {
+        if (PyUnicode_CompareWithASCIIString(name, gsp_backend_name((gsp_backend)i)) != 0) continue;
+        *backend = (gsp_backend)i;
+        return 0;
+    }
+    PyErr_Format(PyExc_ValueError, "unknown backend: %R", name);
+    return -1;
+}
+
+/* The number of bits of a value's dtype decides how NumPy sees it: half and bfloat16 come as uint16. */
+static int typenum_of(int dtype) {
+    switch (dtype) {
+    case GSP_FLOAT64: return NPY_FLOAT64;
+    case GSP_FLOAT32: return NPY_FLOAT32;
+    case GSP_FLOAT16:
+    case GSP_BFLOAT16: return NPY_UINT16;
+    case GSP_INT8: return NPY_INT8;
+    }
+    PyErr_Format(PyExc_ValueError, "unknown number of a dtype: %d", dtype);
+    return -1;
+}
+
+static int check_length(PyArrayObject *array, size_t bytes, const char *name) {
+    if ((size_t)PyArray_NBYTES(array) == bytes) return 0;
+    PyErr_Format(PyExc_ValueError, "%s must have %zu bytes, got %zd", name, bytes,
+                 (Py_ssize_t)PyArray_NBYTES(array));
+    return -1;
+}
+
+static PyObject *create(PyObject *module, PyObject *args) {
+    gsp_matrix matrix = {0};
+    long long rows, cols, n;
+    int dtype;
+    PyObject *shown[5]; /* values, indices, indptr, row_order, scales */
+    PyObject *name;
+    if (!PyArg_ParseTuple(args, "O&(LL)iOOOOOUL:plan", gsp_py_pattern, &matrix.pattern, &rows, &cols, &dtype,
+                          &shown[0], &shown[1], &shown[2], &shown[3], &shown[4], &name, &n))
+        return NULL;
+    gsp_backend backend;
+    const int value_type = typenum_of(dtype);
+    if (value_type < 0 || backend_of(name, &backend) < 0) return NULL;
+    matrix.rows = rows;
+    matrix.cols = cols;
+    matrix.dtype = (gsp_dtype)dtype;
+    matrix.index_bytes = gsp_index_bytes(&matrix.pattern, cols);
+    const int index_type = matrix.pattern.kind == GSP_NM || matrix.index_bytes == 1 ? NPY_UINT8
+                           : matrix.index_bytes == 2                                ? NPY_UINT16
+                                                                                    : NPY_UINT32;
+    PyArrayObject *values = gsp_py_array(shown[0], value_type, -1, "values");
+    PyArrayObject *indices = values ? gsp_py_array(shown[1], index_type, -1, "indices") : NULL;
+    PyArrayObject *indptr = indices ? gsp_py_array(shown[2], NPY_UINT32, 1, "indptr") : NULL;
+    if (indptr == NULL) return NULL;
+    PyArrayObject *row_order = NULL, *scales = NULL;
+    if (shown[3] != Py_None && (row_order = gsp_py_array(shown[3], NPY_UINT32, 1, "row_order")) == NULL) return NULL;
+    if (shown[4] != Py_None && (scales = gsp_py_array(shown[4], NPY_FLOAT32, 1, "scales")) == NULL) return NULL;
+    matrix.units = PyArray_NDIM(values) > 0 ? (uint64_t)PyArray_DIM(values, 0) : 0;
+    matrix.values = PyArray_DATA(values);
+    matrix.indices = PyArray_DATA(indices);
+    matrix.indptr = PyArray_DATA(indptr);
+    matrix.row_order = row_order ? PyArray_DATA(row_order) : NULL;
+    matrix.scales = scales ? PyArray_DATA(scales) : NULL;
+    gsp_lengths lengths;
+    gsp_status status = gsp_sizes(&matrix, &lengths);
+    if (status != GSP_OK) return gsp_py_raise(module, status, NULL);
+    if (check_length(values, lengths.values, "values") < 0 || check_length(indices, lengths.indices, "indices") < 0 ||
+        check_length(indptr, lengths.indptr, "indptr") < 0 ||
+        (row_order && check_length(row_order, lengths.row_order, "row_order") < 0) ||
+        (scales && check_length(scales, lengths.scales, "scales") < 0))
+        return NULL;
+    if ((matrix.dtype == GSP_INT8) != (scales != NULL)) {
+        PyErr_SetString(PyExc_ValueError, "scales must be given for int8 and for no other dtype");
+        return NULL;
+    }
+
+    const gsp_py_state *state = gsp_py_state_of(module);
+    plan_object *made = PyObject_New(plan_object, (PyTypeObject *)state->plan_type);
+    if (made == NULL) return NULL;
+    *made = (plan_object){.ob_base = made->ob_base,
+                          .module = Py_NewRef(module),
+                          .rows = rows,
+                          .cols = cols,
+                          .typenum = dtype == GSP_FLOAT64 ? NPY_FLOAT64 : NPY_FLOAT32};
+    Py_BEGIN_ALLOW_THREADS
+    status = gsp_plan_create(state->context, &matrix, backend, n, &made->plan);
+    Py_END_ALLOW_THREADS
+    if (status != GSP_OK) {
+        made->plan = NULL;
+        Py_DECREF(made);
+        return gsp_py_raise(module, status, NULL);
+    }
+    made->columns = gsp_plan_describe(made->plan).columns;
+    return (PyObject *)made;
+}
+
+static void plan_dealloc(PyObject *self) {
+    plan_object *plan = (plan_object *)self;
+    PyTypeObject *type = Py_TYPE(self);
+    gsp_plan_destroy(plan->plan);
+    Py_XDECREF(plan->module);
+    PyObject_Free(self);
+    Py_DECREF(type);
+}
+
+/* ---------------------------------------------------------------- multiply */
+
+static int check_size(npy_intp got, int64_t expected, const char *name, const char *what) {
+    if (got == expected) return 0;
+    PyErr_Format(PyExc_ValueError, "%s must have %lld %s, got %zd", name, (long long)expected, what, (Py_ssize_t)got);
+    return -1;
+}
+
+static int overlap(PyArrayObject *a, PyArrayObject *b) {
+    const char *first = PyArray_BYTES(a), *second = PyArray_BYTES(b);
+    return first < second + PyArray_NBYTES(b) && second < first + PyArray_NBYTES(a);
+}
+
+static PyObject *run(const plan_object *self, PyArrayObject *x, int64_t samples, PyArrayObject *y,
+                     const gsp_epilogue *epilogue) {
+    gsp_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = gsp_multiply(self->plan, PyArray_DATA(x), samples, NULL, PyArray_DATA(y), epilogue);
+    Py_END_ALLOW_THREADS
+    if (status == GSP_OK) return (PyObject *)y;
+    Py_DECREF(y);
+    return gsp_py_raise(self->module, status, NULL);
+}
+
+/* x [cols] -> y [rows], or with a plan for columns x [cols, n] -> y [rows, n]. */
+static PyObject *multiply(PyObject *object, PyObject *argument) {
+    const plan_object *self = (const plan_object *)object;
+    PyArrayObject *x = gsp_py_array(argument, self->typenum, self->columns ? 2 : 1, "x");
+    if (x == NULL || check_size(PyArray_DIM(x, 0), self->cols, "x", "rows, one for each column of the matrix") < 0)
+        return NULL;
+    npy_intp shape[2] = {(npy_intp)self->rows, self->columns ? PyArray_DIM(x, 1) : 1};
+    PyArrayObject *y = (PyArrayObject *)PyArray_SimpleNew(self->columns ? 2 : 1, shape, self->typenum);
+    return y ? run(self, x, shape[1], y, NULL) : NULL;
+}
+
+/* An optional array of rows elements, or of y's shape: NULL for None, -1 with an error. */
+static int optional(const plan_object *self, PyObject *object, int ndim, const char *name, PyArrayObject **array) {
+    *array = NULL;
+    if (object == Py_None) return 0;
+    *array = gsp_py_array(object, self->typenum, ndim, name);
+    return *array == NULL ? -1 : 0;
+}
+
+static int check_like_y(PyArrayObject *array, PyArrayObject *x, int64_t rows, const char *name) {
+    const int ndim = PyArray_NDIM(x);
+    int right = PyArray_NDIM(array) == ndim && PyArray_DIM(array, ndim - 1) == rows;
+    for (int i = 0; right && i < ndim - 1; i++) right = PyArray_DIM(array, i) == PyArray_DIM(x, i);
+    if (right) return 0;
+    PyErr_Format(PyExc_ValueError, "%s must have x's shape but %lld in the last place", name, (long long)rows);
+    return -1;
+}
+
+/* linear(x, bias, activation, residual, out): x [..., cols] -> y [..., rows]. */
+static PyObject *linear(PyObject *object, PyObject *const *args, Py_ssize_t count) {
+    const plan_object *self = (const plan_object *)object;
+    if (count != 5 || self->columns) {
+        PyErr_SetString(PyExc_TypeError, "linear takes x, bias, activation, residual and out, and a plan for n = 1");
+        return NULL;
+    }
+    PyArrayObject *x = gsp_py_array(args[0], self->typenum, -1, "x"), *bias, *residual, *y;
+    if (x == NULL) return NULL;
+    const int ndim = PyArray_NDIM(x);
+    if (ndim == 0) {
+        PyErr_SetString(PyExc_ValueError, "x must have at least one dimension, got a scalar");
+        return NULL;
+    }
+    if (check_size(PyArray_DIM(x, ndim - 1), self->cols, "the last dimension of x", "elements") < 0) return NULL;
+    const long activation = PyLong_AsLong(args[2]);
+    if (activation == -1 && PyErr_Occurred()) return NULL;
+    if (optional(self, args[1], 1, "bias", &bias) < 0 || optional(self, args[3], ndim, "residual", &residual) < 0)
+        return NULL;
+    if (bias && check_size(PyArray_DIM(bias, 0), self->rows, "bias", "elements") < 0) return NULL;
+    if (residual && check_like_y(residual, x, self->rows, "residual") < 0) return NULL;
+    int64_t samples = 1;
+    npy_intp shape[NPY_MAXDIMS];
+    for (int i = 0; i < ndim - 1; i++) samples *= shape[i] = PyArray_DIM(x, i);
+    shape[ndim - 1] = (npy_intp)self->rows;
+    if (args[4] == Py_None) {
+        y = (PyArrayObject *)PyArray_SimpleNew(ndim, shape, self->typenum);
+        if (y == NULL) return NULL;
+    } else {
+        y = gsp_py_output(args[4], self->typenum, ndim, "out");
+        if (y == NULL || check_like_y(y, x, self->rows, "out") < 0) return NULL;
+        if (overlap(y, x) || (bias && overlap(y, bias)) || (residual && overlap(y, residual))) {
+            PyErr_SetString(PyExc_ValueError,
+                            "out must not share memory with x, bias or residual; pass another array");
+            return NULL;
+        }
+        Py_INCREF(y);
+    }
+    const gsp_epilogue epilogue = {.bias = bias ? PyArray_DATA(bias) : NULL,
+                                   .residual = residual ? PyArray_DATA(residual) : NULL,
+                                   .activation = (gsp_activation)activation};
+    return run(self, x, samples, y, &epilogue);
+}
+
+/* -------------------------------------------------------------------- type */
+
+static PyObject *get(PyObject *object, void *field) {
+    const gsp_plan_info info = gsp_plan_describe(((const plan_object *)object)->plan);
+    switch (*(const char *)field) {
+    case 'k': return PyUnicode_FromString(info.kernel);
+    case 'v': return PyUnicode_FromString(gsp_backend_name(info.backend));
+    case 'b': return PyLong_FromUnsignedLongLong(info.bytes);
+    case 'n': return PyLong_FromUnsignedLongLong(info.entries);
+    case 's': return PyLong_FromUnsignedLongLong(info.slots);
+    case 'c': return PyBool_FromLong(info.columns);
+    default: return PyFloat_FromDouble(info.efficiency);
+    }
+}
+
+static PyObject *plan_repr(PyObject *object) {
+    const gsp_plan_info info = gsp_plan_describe(((const plan_object *)object)->plan);
+    char efficiency[16];
+    PyOS_snprintf(efficiency, sizeof efficiency, "%.2f", info.efficiency);
+    return PyUnicode_FromFormat("<Plan %s, %llu bytes, efficiency %s>", info.kernel, (unsigned long long)info.bytes,
+                                efficiency);
+}
+
+static PyGetSetDef plan_getset[] = {
+    {"kernel", get, NULL, "Name of the kernel.", "k"},
+    {"backend", get, NULL, "Instruction set of the kernel.", "v"},
+    {"bytes", get, NULL, "Bytes that the plan holds.", "b"},
+    {"entries", get, NULL, "Elements that the matrix stores.", "n"},
+    {"slots", get, NULL, "Elements that the kernel multiplies, padding included.", "s"},
+    {"columns", get, NULL, "Whether x is contiguous along its samples.", "c"},
+    {"efficiency", get, NULL, "entries / slots.", "e"},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyMethodDef plan_methods[] = {
+    {"multiply", multiply, METH_O, "y = W x for x [cols], or x [cols, n] with a plan for columns."},
+    {"linear", (PyCFunction)(void (*)(void))linear, METH_FASTCALL,
+     "linear(x, bias, activation, residual, out): x [..., cols] -> [..., rows]."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot plan_slots[] = {
+    {Py_tp_doc, "A matrix laid out for one kernel of this CPU. Immutable; any number of threads may use it."},
+    {Py_tp_dealloc, plan_dealloc},
+    {Py_tp_repr, plan_repr},
+    {Py_tp_getset, plan_getset},
+    {Py_tp_methods, plan_methods},
+    {0, NULL},
+};
+
+static PyType_Spec plan_spec = {
+    .name = "gspattern.Plan",
+    .basicsize = sizeof(plan_object),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = plan_slots,
+};
+
+int gsp_py_kernels_types(PyObject *module) {
+    gsp_py_state *state = gsp_py_state_of(module);
+    state->plan_type = PyType_FromModuleAndSpec(module, &plan_spec, NULL);
+    if (state->plan_type == NULL) return -1;
+    return PyModule_AddObjectRef(module, "Plan", state->plan_type);
+}
+
+static PyObject *backends(PyObject *module, PyObject *unused) {
+    (void)module;
+    (void)unused;
+    gsp_backend found[GSP_BACKENDS];
+    const int count = gsp_backends(found);
+    PyObject *names = PyTuple_New(count);
+    for (int i = 0; names != NULL && i < count; i++) {
+        PyObject *name = PyUnicode_FromString(gsp_backend_name(found[i]));
+        if (name == NULL) Py_CLEAR(names);
+        else PyTuple_SET_ITEM(names, i, name);
+    }
+    return names;
+}
+
+PyMethodDef gsp_py_kernels_methods[] = {
+    {"backends", backends, METH_NOARGS, "Names of the backends that this CPU and this build run, best first."},
+    {"plan", create, METH_VARARGS,
+     "plan(pattern, (rows, cols), dtype, values, indices, indptr, row_order, scales, backend, n) -> Plan."},
+    {NULL, NULL, 0, NULL},
+};

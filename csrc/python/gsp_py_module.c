@@ -152,6 +152,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     gsp_py_state *state = gsp_py_state_of(module);
     Py_VISIT(state->pattern_error);
     Py_VISIT(state->format_error);
+    Py_VISIT(state->plan_type);
     return 0;
 }
 
@@ -159,6 +160,7 @@ static int module_clear(PyObject *module) {
     gsp_py_state *state = gsp_py_state_of(module);
     Py_CLEAR(state->pattern_error);
     Py_CLEAR(state->format_error);
+    Py_CLEAR(state->plan_type);
     return 0;
 }
 

@@ -1,0 +1,38 @@
+/* What this CPU and this build can run. Compiled with the flags of the baseline: nothing here may use what it asks about. */
+#include "../gsp_internal.h"
+
+const char *gsp_backend_name(gsp_backend backend) {
+    switch (backend) {
+    case GSP_SCALAR: return "scalar";
+    case GSP_AVX2: return "avx2";
+    case GSP_AVX512: return "avx512";
+    }
+    return NULL;
+}
+
+/* __builtin_cpu_supports asks cpuid, and xgetbv whether the operating system saves the registers. */
+static bool can_run(gsp_backend backend) {
+    switch (backend) {
+    case GSP_SCALAR: return true;
+#ifdef GSP_HAVE_AVX2
+    case GSP_AVX2:
+        __builtin_cpu_init();
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
+#ifdef GSP_HAVE_AVX512
+    case GSP_AVX512:
+        __builtin_cpu_init();
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+               __builtin_cpu_supports("fma");
+#endif
+    default: return false;
+    }
+}
+
+int gsp_backends(gsp_backend backends[GSP_BACKENDS]) {
+    int count = 0;
+    for (int backend = GSP_BACKENDS - 1; backend >= 0; backend--)
+        if (can_run((gsp_backend)backend)) backends[count++] = (gsp_backend)backend;
+    return count;
+}

@@ -1,0 +1,18 @@
+/* The table of kernels, from kernels.inc. */
+#include "gsp_kernels.h"
+
+#define F64 (1u << GSP_FLOAT64)
+#define F32 (1u << GSP_FLOAT32)
+#define F16 (1u << GSP_FLOAT16)
+#define BF16 (1u << GSP_BFLOAT16)
+#define I8 (1u << GSP_INT8)
+/* Widened to float when the plan is made. */
+#define NARROW (F32 | F16 | BF16 | I8)
+#define ALL (1u << GSP_GS | 1u << GSP_IRREGULAR | 1u << GSP_BLOCK | 1u << GSP_NM)
+
+#define GSP_KERNEL(function, op, backend, dtypes, kinds, form, lanes, width, cost)                             \
+    {#function, function, GSPI_##op, GSP_##backend, dtypes, kinds, GSPI_##form, lanes, width, cost},
+const gspi_entry gspi_kernels[] = {
+#include "kernels.inc"
+    {0},
+};

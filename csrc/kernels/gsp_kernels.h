@@ -1,0 +1,81 @@
+/* What the files of csrc/kernels share: the plan, the list of kernels, and how a kernel is called. */
+#ifndef GSP_KERNELS_H
+#define GSP_KERNELS_H
+
+#include "../gsp_internal.h"
+
+/* How a plan lays a matrix out. */
+typedef enum gspi_form {
+    GSPI_STORED,  /* the arrays of the format, copied */
+    GSPI_ROWS,    /* rows of (column, float) */
+    GSPI_GATHER,  /* strips of rows; quads of steps with 32-bit columns */
+    GSPI_QUADS,   /* register tables: four strips of rows side by side, one table for all four */
+    GSPI_STRIPS,  /* register tables: one strip of rows, four steps side by side, a table for each */
+    GSPI_BLOCKS,  /* blocks as they are, float */
+} gspi_form;
+
+typedef enum gspi_op { GSPI_SPMV, GSPI_SPMM } gspi_op;
+
+/* One product. A SpMV kernel reads x[0 .. cols) and writes y[0 .. rows) of one sample. */
+typedef struct gspi_product {
+    const void *x;
+    void *y;
+    int64_t samples;
+    int64_t x_col, y_row; /* SpMM: distance of rows of x and of y; samples are adjacent */
+} gspi_product;
+
+/* Does the units [first, last) of the plan's work. */
+typedef void gspi_kernel(const gsp_plan *plan, const gspi_product *product, int64_t first, int64_t last);
+
+/* A row of the list in kernels.inc. */
+typedef struct gspi_entry {
+    const char *name;
+    gspi_kernel *kernel;
+    gspi_op op;
+    gsp_backend backend;
+    uint32_t dtypes, kinds; /* bit sets of gsp_dtype and gsp_kind */
+    gspi_form form;
+    int lanes;   /* rows of a strip */
+    int width;   /* entries of a register table */
+    float cost;  /* of 64 slots; measured, only ratios within one backend count */
+} gspi_entry;
+
+/* The list, best first, ends in a row without a name. */
+extern const gspi_entry gspi_kernels[];
+
+struct gsp_plan {
+    gsp_context *context;
+    const gspi_entry *entry;
+    gsp_matrix matrix; /* shape, pattern and dtype; its arrays are the plan's own, NULL where the form has no use for them */
+    int64_t units;     /* what threads share: groups, strips or fours of strips */
+    uint64_t bytes, entries, slots;
+
+    /* GSPI_ROWS: start[rows + 1], cols, values. Others but GSPI_STORED: start[units + 1] counts quads. */
+    uint64_t *start;
+    uint32_t *cols;
+    float *values;
+    /* GSPI_QUADS and GSPI_STRIPS: a quad is `lanes` words, each the table positions of four slots in four bytes,
+     * then 4 x lanes floats. GSPI_GATHER: 4 x lanes words, then 4 x lanes floats. */
+    unsigned char *quads;
+    uint32_t *tables;  /* where the table of a quad (GSPI_QUADS) or of each of its four steps begins in x */
+    uint32_t *row_map; /* place -> row; NULL for the natural order */
+
+    /* The kernel's x: as given, or copied to the stack, bank after bank, with zeros up to x_size. */
+    bool copy_x;
+    uint32_t x_banks; /* copied so that column b + i * x_banks follows its bank's i before; 1: as it lies */
+    int64_t x_size;
+};
+
+/* Bytes of one quad. */
+static inline size_t gspi_quad_bytes(gspi_form form, int lanes) {
+    return (size_t)lanes * (form == GSPI_GATHER ? 32 : 20);
+}
+
+/* Copies of x that a plan may ask for fit the stack. */
+#define GSPI_MAX_COPY 16384
+
+#define GSP_KERNEL(function, ...) gspi_kernel function;
+#include "kernels.inc"
+#undef GSP_KERNEL
+
+#endif

@@ -1,0 +1,35 @@
+/* SpMV straight from the format: the oracle that faster kernels are held to.
+ *
+ *     for every row of the groups:            y[row] = 0
+ *     for every element that they store:      y[row] += value * x[col]
+ *
+ * x [cols], y [rows]. float64 accumulates in double, all others in float, in stored order; int8 values are
+ * multiplied as they are, since their scales belong to rows and are applied to the sums. */
+#include "gsp_visit.h"
+
+typedef struct {
+    const gsp_matrix *matrix;
+    const void *x;
+    void *y;
+} sums;
+
+#define SPMV(name, type, value)                                                                                \
+    static void add_##name(void *argument, int64_t row, int64_t col, uint64_t element) {                       \
+        const sums *s = argument;                                                                              \
+        ((type *)s->y)[row] += (value) * ((const type *)s->x)[col];                                            \
+    }                                                                                                          \
+    void gsp_##name##_spmv__scalar(const gsp_plan *plan, const gspi_product *product, int64_t first,           \
+                                   int64_t last) {                                                             \
+        const gsp_matrix *matrix = &plan->matrix;                                                              \
+        const int64_t group_rows = gsp_group_rows(&matrix->pattern);                                           \
+        for (int64_t p = first * group_rows; p < gspi_min(last * group_rows, matrix->rows); p++)               \
+            ((type *)product->y)[matrix->row_order ? matrix->row_order[p] : p] = 0;                            \
+        sums s = {matrix, product->x, product->y};                                                             \
+        gspi_visit(matrix, first, last, add_##name, &s);                                                       \
+    }
+
+SPMV(f64, double, ((const double *)s->matrix->values)[element])
+SPMV(f32, float, gspi_value(s->matrix, GSP_FLOAT32, element))
+SPMV(f16, float, gspi_value(s->matrix, GSP_FLOAT16, element))
+SPMV(bf16, float, gspi_value(s->matrix, GSP_BFLOAT16, element))
+SPMV(i8, float, gspi_value(s->matrix, GSP_INT8, element))
