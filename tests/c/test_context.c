@@ -4,7 +4,8 @@
 #include "gsp_test.h"
 
 static void test_statuses(void) {
-    for (int status = GSP_OK; status <= GSP_ERROR_BACKEND; status++) {
+    EXPECT(strcmp(gsp_status_text(GSP_OK), "no error") == 0);
+    for (int status = GSP_OK; status <= GSP_ERROR_SCALES; status++) {
         const char *text = gsp_status_text((gsp_status)status);
         EXPECT(text != NULL && strcmp(text, "unknown status") != 0);
         for (int other = GSP_OK; other < status; other++)
