@@ -64,7 +64,7 @@ bench: $(EXTENSION)  ## Run the benchmarks
 test: lint ctest pytest asan  ## Run every test but the slow ones, lint first, sanitizers last
 
 test-all: lint ctest asan fuzz  ## Run every test, the slow ones too, and fuzz
-	$(MAKE) pytest PYTEST_ARGS=
+	GSPATTERN_HYPOTHESIS=random $(MAKE) pytest PYTEST_ARGS=
 
 PYTEST_ARGS ?= -m 'not slow'
 pytest: $(EXTENSION)
@@ -155,6 +155,7 @@ $(ASAN)/built: $(EXTENSION) $(wildcard gspattern/*.py)
 asan: ctest-asan $(ASAN)/built  ## Run the tests of the C code under AddressSanitizer and UBSan
 	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc PYTHONPATH=$(ASAN)/lib \
+	    GSPATTERN_HYPOTHESIS=sanitized \
 	    $(BIN)/pytest -q -p no:cacheprovider $(PYTEST_ARGS) $(ASAN_TESTS)
 
 .PHONY: fuzz

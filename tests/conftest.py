@@ -1,0 +1,22 @@
+"""Settings of all tests."""
+
+import os
+
+import pytest
+from hypothesis import settings
+
+# No deadline: machines differ, and sanitizers are slow. "fixed" tries the same examples in every run, so that
+# a failure can be repeated; "random" others each time.
+settings.register_profile("fixed", deadline=None, derandomize=True)
+settings.register_profile("random", deadline=None, max_examples=500, print_blob=True)
+settings.register_profile("sanitized", deadline=None, derandomize=True, max_examples=20)
+PROFILE = os.environ.get("GSPATTERN_HYPOTHESIS", "fixed")
+settings.load_profile(PROFILE)
+
+
+def pytest_report_header() -> str:
+    from gspattern import _core
+
+    if PROFILE == "sanitized" and "asan" not in _core.__file__:
+        pytest.exit(f"the sanitized core was to be tested, not {_core.__file__}", returncode=1)
+    return f"core: {_core.__file__}"
