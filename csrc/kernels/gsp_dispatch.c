@@ -8,7 +8,8 @@
 #define I8 (1u << GSP_INT8)
 /* Widened to float when the plan is made. */
 #define NARROW (F32 | F16 | BF16 | I8)
-#define ALL (1u << GSP_GS | 1u << GSP_IRREGULAR | 1u << GSP_BLOCK | 1u << GSP_NM)
+#define BLOCKS (1u << GSP_BLOCK)
+#define ALL (1u << GSP_GS | 1u << GSP_IRREGULAR | BLOCKS | 1u << GSP_NM)
 
 #define GSP_KERNEL(function, op, backend, dtypes, kinds, form, lanes, width, cost)                             \
     {#function, function, GSPI_##op, GSP_##backend, dtypes, kinds, GSPI_##form, lanes, width, cost},

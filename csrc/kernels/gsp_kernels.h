@@ -7,11 +7,11 @@
 /* How a plan lays a matrix out. */
 typedef enum gspi_form {
     GSPI_STORED,  /* the arrays of the format, copied */
-    GSPI_ROWS,    /* rows of (column, float) */
     GSPI_GATHER,  /* strips of rows; quads of steps with 32-bit columns */
     GSPI_QUADS,   /* register tables: four strips of rows side by side, one table for all four */
     GSPI_STRIPS,  /* register tables: one strip of rows, four steps side by side, a table for each */
-    GSPI_BLOCKS,  /* blocks as they are, float */
+    GSPI_WIDE,    /* blocks cut into runs of `lanes` columns of one row */
+    GSPI_TALL,    /* blocks cut into runs of `lanes` rows of one column */
 } gspi_form;
 
 typedef enum gspi_op { GSPI_SPMV, GSPI_SPMM } gspi_op;
@@ -47,17 +47,19 @@ struct gsp_plan {
     gsp_context *context;
     const gspi_entry *entry;
     gsp_matrix matrix; /* shape, pattern and dtype; its arrays are the plan's own, NULL where the form has no use for them */
-    int64_t units;     /* what threads share: groups, strips or fours of strips */
+    int64_t units; /* what threads share: groups, strips, fours of strips, or rows of blocks */
     uint64_t bytes, entries, slots;
 
-    /* GSPI_ROWS: start[rows + 1], cols, values. Others but GSPI_STORED: start[units + 1] counts quads. */
+    /* All but GSPI_STORED. Unit u has the items [start[u], start[u + 1]). An item is
+     *   GSPI_QUADS, GSPI_STRIPS: a quad: `lanes` words, each the table positions of four slots in four bytes, then
+     *       4 x lanes floats; tables[item], or tables[4 * item ..][0 .. 4), says where the table of its four steps
+     *       begins in x
+     *   GSPI_GATHER: a quad: 4 x lanes columns, then 4 x lanes floats
+     *   GSPI_WIDE, GSPI_TALL: a run: `lanes` floats for each part of the row of blocks, in packed[unit][part][run];
+     *       a part is a row, or `lanes` rows; tables[item] is where the run begins in x */
     uint64_t *start;
-    uint32_t *cols;
-    float *values;
-    /* GSPI_QUADS and GSPI_STRIPS: a quad is `lanes` words, each the table positions of four slots in four bytes,
-     * then 4 x lanes floats. GSPI_GATHER: 4 x lanes words, then 4 x lanes floats. */
-    unsigned char *quads;
-    uint32_t *tables;  /* where the table of a quad (GSPI_QUADS) or of each of its four steps begins in x */
+    unsigned char *packed;
+    uint32_t *tables;
     uint32_t *row_map; /* place -> row; NULL for the natural order */
 
     /* The kernel's x: as given, or copied to the stack, bank after bank, with zeros up to x_size. */
@@ -69,6 +71,11 @@ struct gsp_plan {
 /* Bytes of one quad. */
 static inline size_t gspi_quad_bytes(gspi_form form, int lanes) {
     return (size_t)lanes * (form == GSPI_GATHER ? 32 : 20);
+}
+
+/* Parts of a row of blocks. */
+static inline int64_t gspi_parts(const gsp_pattern *pattern, gspi_form form, int lanes) {
+    return form == GSPI_WIDE ? pattern->block_rows : gspi_ceil_div(pattern->block_rows, lanes);
 }
 
 /* Copies of x that a plan may ask for fit the stack. */

@@ -207,9 +207,17 @@ static gsp_status make_tables(gsp_context *context, const gsp_matrix *matrix, bo
 typedef struct {
     const gspi_entry *entry;
     bool by_banks;
-    uint64_t quads;
+    uint64_t items, slots;
     float cost;
 } candidate;
+
+static bool uses_tables(gspi_form form) { return form == GSPI_QUADS || form == GSPI_STRIPS; }
+
+/* Runs that a block is cut into: along its columns, or one for each column. */
+static uint64_t runs_per_block(const gsp_pattern *pattern, const gspi_entry *entry) {
+    return entry->form == GSPI_WIDE ? (uint64_t)gspi_ceil_div(pattern->block_cols, entry->lanes)
+                                    : pattern->block_cols;
+}
 
 static int64_t places_per_unit(const gspi_entry *entry) {
     return entry->form == GSPI_QUADS ? 4 * entry->lanes : entry->lanes;
@@ -264,14 +272,22 @@ static gsp_status count_quads(gsp_context *context, const gspi_entry *entry, con
 static gsp_status try_candidate(gsp_context *context, const gsp_matrix *matrix, const row_list *list,
                                 const uint32_t *order, const gspi_entry *entry, bool by_banks, candidate *best) {
     candidate made = {.entry = entry, .by_banks = by_banks};
-    tables t = {0};
-    const bool uses_tables = entry->form == GSPI_QUADS || entry->form == GSPI_STRIPS;
-    if (uses_tables) GSP_TRY(make_tables(context, matrix, by_banks, entry->width, &t));
-    const gsp_status status = count_quads(context, entry, list, order, uses_tables ? &t : NULL, t.position, NULL,
-                                          &made.quads);
-    made.cost = (float)made.quads * (float)(4 * entry->lanes) / 64 * entry->cost +
-                (t.copy_x ? COPY_COST * (float)matrix->cols : 0);
-    free_tables(context, &t);
+    gsp_status status = GSP_OK;
+    bool copies = false;
+    if (entry->form == GSPI_WIDE || entry->form == GSPI_TALL) {
+        made.items = matrix->units * runs_per_block(&matrix->pattern, entry);
+        made.slots = made.items * (uint64_t)(gspi_parts(&matrix->pattern, entry->form, entry->lanes) * entry->lanes);
+        copies = matrix->cols < entry->lanes;
+    } else {
+        tables t = {0};
+        if (uses_tables(entry->form)) GSP_TRY(make_tables(context, matrix, by_banks, entry->width, &t));
+        status = count_quads(context, entry, list, order, uses_tables(entry->form) ? &t : NULL, t.position, NULL,
+                             &made.items);
+        made.slots = made.items * 4 * (uint64_t)entry->lanes;
+        copies = t.copy_x;
+        free_tables(context, &t);
+    }
+    made.cost = (float)made.slots / 64 * entry->cost + (copies ? COPY_COST * (float)matrix->cols : 0);
     if (status == GSP_OK && (best->entry == NULL || made.cost < best->cost)) *best = made;
     return status;
 }
@@ -298,7 +314,7 @@ static void pack_tables(gsp_plan *plan, const row_list *list, const uint32_t *or
                     const int64_t strip = (place - first) / lanes, lane = (place - first) % lanes;
                     const uint64_t quad = entry->form == GSPI_QUADS ? step : step / 4;
                     const int64_t byte = entry->form == GSPI_QUADS ? strip : (int64_t)(step % 4);
-                    unsigned char *words = plan->quads + quad * quad_bytes;
+                    unsigned char *words = plan->packed + quad * quad_bytes;
                     const uint32_t word = (uint32_t)t->at[list->key[*e]] << (8 * byte);
                     ((uint32_t *)words)[lane] |= word;
                     ((float *)(words + 4 * lanes))[byte * lanes + lane] = list->values[*e];
@@ -315,7 +331,7 @@ static void pack_gather(gsp_plan *plan, const row_list *list, const uint32_t *or
     for (int64_t place = 0; place < list->rows; place++) {
         const uint64_t begin = list->start[order[place]], end = list->start[order[place] + 1];
         for (uint64_t e = begin; e < end; e++) {
-            unsigned char *quad = plan->quads + (plan->start[place / lanes] + (e - begin) / 4) * quad_bytes;
+            unsigned char *quad = plan->packed + (plan->start[place / lanes] + (e - begin) / 4) * quad_bytes;
             const int64_t slot = (int64_t)((e - begin) % 4) * lanes + place % lanes;
             ((uint32_t *)quad)[slot] = list->key[e];
             ((float *)(quad + 16 * lanes))[slot] = list->values[e];
@@ -330,22 +346,12 @@ static void *plan_alloc(gsp_plan *plan, uint64_t count, size_t size) {
     return memory;
 }
 
-static gsp_status pack(gsp_plan *plan, const gsp_matrix *matrix, row_list *list, const uint32_t *order,
-                       const candidate *best) {
+static gsp_status pack_quads(gsp_plan *plan, const gsp_matrix *matrix, row_list *list, const uint32_t *order,
+                             const candidate *best) {
     gsp_context *context = plan->context;
     const gspi_entry *entry = best->entry;
-    const bool uses_tables = entry->form != GSPI_GATHER;
-    plan->entry = entry;
-    plan->units = gspi_ceil_div(matrix->rows, places_per_unit(entry));
-    plan->slots = best->quads * 4 * (uint64_t)entry->lanes;
-    plan->start = plan_alloc(plan, (uint64_t)plan->units + 1, sizeof *plan->start);
-    plan->quads = plan_alloc(plan, best->quads, gspi_quad_bytes(entry->form, entry->lanes));
-    if (uses_tables)
-        plan->tables = plan_alloc(plan, best->quads * (entry->form == GSPI_QUADS ? 1 : 4), sizeof *plan->tables);
-    GSP_CHECK(plan->start != NULL && plan->quads != NULL && (plan->tables != NULL || !uses_tables),
-              GSP_ERROR_MEMORY);
     uint64_t total;
-    if (!uses_tables) {
+    if (entry->form == GSPI_GATHER) {
         GSP_TRY(count_quads(context, entry, list, order, NULL, NULL, plan->start, &total));
         pack_gather(plan, list, order);
         return GSP_OK;
@@ -365,6 +371,61 @@ static gsp_status pack(gsp_plan *plan, const gsp_matrix *matrix, row_list *list,
     gspi_free(context, depth);
     free_tables(context, &t);
     return status;
+}
+
+typedef struct {
+    const gsp_matrix *matrix;
+    gsp_plan *plan;
+} block_packing;
+
+static void put_in_run(void *argument, int64_t row, int64_t col, uint64_t element) {
+    const block_packing *p = argument;
+    const gsp_pattern *pattern = &p->matrix->pattern;
+    const gspi_entry *entry = p->plan->entry;
+    const int64_t height = pattern->block_rows, width = pattern->block_cols, lanes = entry->lanes;
+    const int64_t unit = row / height, begin = (int64_t)p->plan->start[unit];
+    const int64_t count = (int64_t)p->plan->start[unit + 1] - begin;
+    const int64_t block = (int64_t)(element / (uint64_t)(height * width)) - p->matrix->indptr[unit];
+    const int64_t in_row = row % height, in_block = col % width;
+    const bool wide = entry->form == GSPI_WIDE;
+    const int64_t run = block * (int64_t)runs_per_block(pattern, entry) + (wide ? in_block / lanes : in_block);
+    const int64_t part = wide ? in_row : in_row / lanes;
+    /* A run that would reach past x begins earlier. */
+    const int64_t from = wide ? gspi_max(0, gspi_min(col - in_block % lanes, p->matrix->cols - lanes)) : col;
+    const int64_t lane = wide ? col - from : in_row % lanes;
+    p->plan->tables[begin + run] = (uint32_t)from;
+    float *values = (float *)p->plan->packed;
+    values[((begin * gspi_parts(pattern, entry->form, entry->lanes)) + part * count + run) * lanes + lane] =
+        gspi_value(p->matrix, p->matrix->dtype, element);
+}
+
+static void pack_blocks(gsp_plan *plan, const gsp_matrix *matrix) {
+    const uint64_t runs = runs_per_block(&matrix->pattern, plan->entry);
+    for (int64_t unit = 0; unit < plan->units; unit++) plan->start[unit + 1] = matrix->indptr[unit + 1] * runs;
+    plan->copy_x = plan->entry->form == GSPI_WIDE && matrix->cols < plan->entry->lanes;
+    plan->x_banks = 1;
+    plan->x_size = gspi_max(matrix->cols, plan->entry->lanes);
+    block_packing p = {matrix, plan};
+    gspi_visit(matrix, 0, plan->units, put_in_run, &p);
+}
+
+static gsp_status pack(gsp_plan *plan, const gsp_matrix *matrix, row_list *list, const uint32_t *order,
+                       const candidate *best) {
+    const gspi_entry *entry = best->entry;
+    const bool blocks = entry->form == GSPI_WIDE || entry->form == GSPI_TALL;
+    plan->entry = entry;
+    plan->units = gspi_ceil_div(matrix->rows, blocks ? matrix->pattern.block_rows : places_per_unit(entry));
+    plan->slots = best->slots;
+    plan->start = plan_alloc(plan, (uint64_t)plan->units + 1, sizeof *plan->start);
+    plan->packed = blocks ? plan_alloc(plan, best->slots, sizeof(float))
+                          : plan_alloc(plan, best->items, gspi_quad_bytes(entry->form, entry->lanes));
+    if (entry->form != GSPI_GATHER)
+        plan->tables = plan_alloc(plan, best->items * (entry->form == GSPI_STRIPS ? 4 : 1), sizeof *plan->tables);
+    GSP_CHECK(plan->start != NULL && plan->packed != NULL && (plan->tables != NULL || entry->form == GSPI_GATHER),
+              GSP_ERROR_MEMORY);
+    if (!blocks) return pack_quads(plan, matrix, list, order, best);
+    pack_blocks(plan, matrix);
+    return GSP_OK;
 }
 
 /* ------------------------------------------------------------------ plans */
@@ -395,7 +456,8 @@ static gsp_status lay_out(gsp_plan *plan, const gsp_matrix *matrix, gsp_backend 
         if (status == GSP_OK && banked && entry->width > 0 && matrix->cols <= GSPI_MAX_COPY)
             status = try_candidate(context, matrix, &list, order, entry, true, &best);
     }
-    if (status == GSP_OK && !natural) {
+    const bool blocks = best.entry != NULL && (best.entry->form == GSPI_WIDE || best.entry->form == GSPI_TALL);
+    if (status == GSP_OK && !natural && !blocks) {
         plan->row_map = plan_alloc(plan, (uint64_t)matrix->rows, sizeof *plan->row_map);
         if (plan->row_map == NULL) status = GSP_ERROR_MEMORY;
         else memcpy(plan->row_map, order, (size_t)matrix->rows * sizeof *order);
@@ -466,8 +528,7 @@ void gsp_plan_destroy(gsp_plan *plan) {
     /* The arrays of the plan's own matrix are const only to its readers. */
     const void *const owned[] = {plan->matrix.values, plan->matrix.indices,   plan->matrix.indptr,
                                  plan->matrix.scales, plan->matrix.row_order, plan->start,
-                                 plan->cols,          plan->values,           plan->quads,
-                                 plan->tables,        plan->row_map};
+                                 plan->packed,        plan->tables,           plan->row_map};
     for (size_t i = 0; i < sizeof owned / sizeof owned[0]; i++) gspi_free(context, (void *)(uintptr_t)owned[i]);
     gspi_free(context, plan);
 }

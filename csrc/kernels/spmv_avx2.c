@@ -17,6 +17,8 @@
 #include "gsp_kernels.h"
 
 #define LANES 8
+/* Quads come from L2 in most layers; asking for them this far ahead gains 10 to 20 % on Zen 5. */
+#define AHEAD 2560
 #define INLINE static inline __attribute__((always_inline))
 
 /* Adds the step whose positions are byte `byte` of every word. */
@@ -40,6 +42,10 @@ INLINE void load_table(__m256 *table, const float *x, int width) {
     for (int i = 0; i < width / LANES; i++) table[i] = _mm256_loadu_ps(x + i * LANES);
 }
 
+INLINE void prefetch(const unsigned char *quad) {
+    for (int line = 0; line < 20 * LANES; line += 64) _mm_prefetch((const char *)quad + AHEAD + line, _MM_HINT_T0);
+}
+
 /* Writes the sums of places [place, place + 8), as far as there are rows. */
 INLINE void store(const gsp_plan *plan, float *y, int64_t place, __m256 sum) {
     const int64_t left = plan->matrix.rows - place;
@@ -58,11 +64,12 @@ INLINE void quads(const gsp_plan *plan, const gspi_product *product, int64_t fir
     const uint64_t *start = plan->start;
     for (int64_t unit = first; unit < last; unit++) {
         const uint32_t *tables = plan->tables + start[unit];
-        const unsigned char *quad = plan->quads + start[unit] * (20 * LANES);
+        const unsigned char *quad = plan->packed + start[unit] * (20 * LANES);
         __m256 sum[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
         for (uint64_t left = start[unit + 1] - start[unit]; left > 0; left--) {
             __m256 table[4];
             load_table(table, x + *tables++, width);
+            prefetch(quad);
             const __m256i words = _mm256_load_si256((const __m256i *)quad);
             const float *values = (const float *)(quad + 4 * LANES);
             sum[0] = step(sum[0], words, 0, table, values, width);
@@ -80,10 +87,11 @@ INLINE void strips(const gsp_plan *plan, const gspi_product *product, int64_t fi
     const uint64_t *start = plan->start;
     for (int64_t unit = first; unit < last; unit++) {
         const uint32_t *tables = plan->tables + 4 * start[unit];
-        const unsigned char *quad = plan->quads + start[unit] * (20 * LANES);
+        const unsigned char *quad = plan->packed + start[unit] * (20 * LANES);
         __m256 sum[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
         for (uint64_t left = start[unit + 1] - start[unit]; left > 0; left--) {
             __m256 table[4];
+            prefetch(quad);
             const __m256i words = _mm256_load_si256((const __m256i *)quad);
             const float *values = (const float *)(quad + 4 * LANES);
             load_table(table, x + tables[0], width);
@@ -117,7 +125,7 @@ TABLES(gsp_f32_spmv_strips32__avx2, strips, 32)
 void gsp_f32_spmv_gather__avx2(const gsp_plan *plan, const gspi_product *product, int64_t first, int64_t last) {
     const uint64_t *start = plan->start;
     for (int64_t unit = first; unit < last; unit++) {
-        const unsigned char *quad = plan->quads + start[unit] * (32 * LANES);
+        const unsigned char *quad = plan->packed + start[unit] * (32 * LANES);
         __m256 sum[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
         for (uint64_t left = start[unit + 1] - start[unit]; left > 0; left--) {
             for (int i = 0; i < 4; i++) {
@@ -129,6 +137,60 @@ void gsp_f32_spmv_gather__avx2(const gsp_plan *plan, const gspi_product *product
         }
         store(plan, product->y, unit * LANES,
               _mm256_add_ps(_mm256_add_ps(sum[0], sum[1]), _mm256_add_ps(sum[2], sum[3])));
+    }
+}
+/* Sums the runs of one part: values[run][LANES] times x[run ..][0 .. LANES), or times x[run] in every lane. */
+INLINE __m256 part(const float *x, const uint32_t *runs, int64_t count, const float *values, bool wide) {
+    __m256 sum[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
+    int64_t run = 0;
+    for (; run + 4 <= count; run += 4)
+        for (int i = 0; i < 4; i++) {
+            const float *from = x + runs[run + i];
+            const __m256 factor = wide ? _mm256_loadu_ps(from) : _mm256_set1_ps(*from);
+            sum[i] = _mm256_fmadd_ps(factor, _mm256_load_ps(values + (run + i) * LANES), sum[i]);
+        }
+    for (; run < count; run++) {
+        const float *from = x + runs[run];
+        const __m256 factor = wide ? _mm256_loadu_ps(from) : _mm256_set1_ps(*from);
+        sum[0] = _mm256_fmadd_ps(factor, _mm256_load_ps(values + run * LANES), sum[0]);
+    }
+    return _mm256_add_ps(_mm256_add_ps(sum[0], sum[1]), _mm256_add_ps(sum[2], sum[3]));
+}
+
+INLINE float reduce(__m256 sum) {
+    __m128 half = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1));
+    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+}
+
+/* Blocks at least as wide as half a register: a row's runs add up in the lanes, which are summed at its end. */
+void gsp_f32_spmv_wide__avx2(const gsp_plan *plan, const gspi_product *product, int64_t first, int64_t last) {
+    const int64_t height = plan->matrix.pattern.block_rows;
+    for (int64_t unit = first; unit < last; unit++) {
+        const int64_t begin = (int64_t)plan->start[unit], count = (int64_t)plan->start[unit + 1] - begin;
+        const float *values = (const float *)plan->packed + begin * height * LANES;
+        for (int64_t row = 0; row < gspi_min(height, plan->matrix.rows - unit * height); row++) {
+            const __m256 sum = part(product->x, plan->tables + begin, count, values + row * count * LANES, true);
+            ((float *)product->y)[unit * height + row] = reduce(sum);
+        }
+    }
+}
+
+/* Blocks at least as tall as half a register: one entry of x for all lanes, each of which is a row. */
+void gsp_f32_spmv_tall__avx2(const gsp_plan *plan, const gspi_product *product, int64_t first, int64_t last) {
+    const int64_t height = plan->matrix.pattern.block_rows, parts = gspi_parts(&plan->matrix.pattern, GSPI_TALL, LANES);
+    for (int64_t unit = first; unit < last; unit++) {
+        const int64_t begin = (int64_t)plan->start[unit], count = (int64_t)plan->start[unit + 1] - begin;
+        const float *values = (const float *)plan->packed + begin * parts * LANES;
+        const int64_t rows = gspi_min(height, plan->matrix.rows - unit * height);
+        float *y = (float *)product->y + unit * height;
+        for (int64_t place = 0; place * LANES < rows; place++) {
+            const int64_t left = rows - place * LANES;
+            const __m256 sum = part(product->x, plan->tables + begin, count, values + place * count * LANES, false);
+            float lanes[LANES];
+            _mm256_storeu_ps(lanes, sum);
+            for (int64_t i = 0; i < gspi_min(left, LANES); i++) y[place * LANES + i] = lanes[i];
+        }
     }
 }
 #endif
