@@ -56,13 +56,13 @@ static gsp_status choose(gsp_context *context, const void *argument) {
         .max_per_group = -1,
         .max_keep = -1,
         .mask = gsp_test_bytes((size_t)area),
-        .row_order = gsp_test_bytes((size_t)shape->rows * sizeof(uint32_t)),
+        .row_order = shape->scatter ? gsp_test_bytes((size_t)shape->rows * sizeof(uint32_t)) : NULL,
         .bundles = gsp_test_bytes((size_t)shape->rows * sizeof(uint32_t)),
     };
     gsp_prices *prices = NULL;
     const int64_t keep = shape->pattern.kind == GSP_NM ? area : area / 4;
     const gsp_status status =
-        gsp_choose(context, &choice, 1, keep, how->method, how->certify ? &prices : NULL);
+        gsp_choose(context, &choice, 1, keep, how->method, how->certify ? &prices : NULL, NULL);
     if (status == GSP_OK) gsp_prices_destroy(context, prices);
     free(scores);
     free(choice.mask);
@@ -88,11 +88,11 @@ static gsp_status choose_two(gsp_context *context, const void *argument) {
             .max_per_group = -1,
             .max_keep = -1,
             .mask = gsp_test_bytes((size_t)area),
-            .row_order = gsp_test_bytes((size_t)rows * sizeof(uint32_t)),
+            .row_order = shapes[i].scatter ? gsp_test_bytes((size_t)rows * sizeof(uint32_t)) : NULL,
             .bundles = gsp_test_bytes((size_t)rows * sizeof(uint32_t)),
         };
     }
-    const gsp_status status = gsp_choose(context, choices, 2, 150, GSP_EXACT, NULL);
+    const gsp_status status = gsp_choose(context, choices, 2, 150, GSP_EXACT, NULL, NULL);
     for (int i = 0; i < 2; i++) {
         free(scores[i]);
         free(choices[i].mask);
