@@ -7,6 +7,16 @@ The names below stand in the order in which they are used:
 
 # choose
 from gspattern._core import FormatError, PatternError
+from gspattern.files import (
+    load_file,
+    read_joined,
+    read_metadata,
+    read_text,
+    save_file,
+    write_joined,
+    write_text,
+)
+from gspattern.masks import check, choose_mask, choose_masks, verify
 from gspattern.patterns import (
     GS,
     NM,
@@ -37,8 +47,20 @@ __all__ = [
     "Irregular",
     "Pattern",
     "PatternError",
+    "check",
+    "choose_mask",
+    "choose_masks",
     "parse_pattern",
+    "verify",
     # encode
+    # files
+    "load_file",
+    "read_joined",
+    "read_metadata",
+    "read_text",
+    "save_file",
+    "write_joined",
+    "write_text",
     # plan
     # multiply
 ]

@@ -32,6 +32,7 @@ DTYPES = {
     "F32": np.float32,
     "F64": np.float64,
 }
+ORDER = ["BOOL", "U8", "I8", "I16", "U16", "F16", "BF16", "I32", "U32", "F32", "F64", "I64", "U64"]
 VALUE_DTYPES = ("F64", "F32", "F16", "BF16", "I8")
 PARTS = ("values", "indices", "indptr", "row_order", "scales")
 LIMIT = 2**32 - 1
@@ -93,7 +94,8 @@ def read_container(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
     except (ValueError, RecursionError):
         raise RefusedError("container", "the header is not JSON") from None
     require(isinstance(header, dict), "container", "the header is not an object")
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
     require(
         isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values()),
         "container",
@@ -102,7 +104,7 @@ def read_container(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
     body, tensors, spans = data[8 + length :], {}, []
     for name, entry in header.items():
         require(
-            isinstance(entry, dict) and set(entry) == {"dtype", "shape", "data_offsets"},
+            isinstance(entry, dict) and set(entry) >= {"dtype", "shape", "data_offsets"},
             "container",
             name,
         )
@@ -138,10 +140,8 @@ def read_container(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
 def write_container(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     at = 0
-    # Larger elements first, then by name: every tensor is then aligned to its element.
-    order = sorted(
-        tensors, key=lambda name: (-np.dtype(DTYPES[tensors[name].dtype]).itemsize, name)
-    )
+    # As the safetensors library: by dtype, the largest first, then by name.
+    order = sorted(tensors, key=lambda name: (-ORDER.index(tensors[name].dtype), name))
     for name in order:
         tensor = tensors[name]
         end = at + len(tensor.data)
@@ -151,7 +151,7 @@ def write_container(tensors: dict[str, Tensor], metadata: dict[str, str]) -> byt
             "data_offsets": [at, end],
         }
         at = end
-    text = json.dumps(header, separators=(",", ":")).encode()
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text + b"".join(tensors[name].data for name in order)
 

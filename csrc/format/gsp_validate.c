@@ -23,6 +23,9 @@ static gsp_status fail(const check *work, gsp_status status, const char *array, 
 static gsp_status check_lengths(const check *work, const gsp_lengths *lengths) {
     gsp_lengths right;
     GSP_TRY(gsp_sizes(work->matrix, &right));
+    const uint32_t index_bytes = gsp_index_bytes(&work->matrix->pattern, work->matrix->cols);
+    if (work->matrix->index_bytes != index_bytes)
+        return fail(work, GSP_ERROR_DTYPE, "indices", 0, work->matrix->index_bytes, index_bytes);
     const struct {
         const char *array;
         size_t have, want;
@@ -259,9 +262,6 @@ gsp_status gsp_validate(gsp_context *context, const gsp_matrix *matrix, const gs
     if (fault != NULL) *fault = (gsp_fault){NULL, 0, 0, 0};
     const check work = {matrix, fault};
     GSP_TRY(check_lengths(&work, lengths));
-    const uint32_t index_bytes = gsp_index_bytes(&matrix->pattern, matrix->cols);
-    if (matrix->index_bytes != index_bytes)
-        return fail(&work, GSP_ERROR_DTYPE, "indices", 0, matrix->index_bytes, index_bytes);
     GSP_TRY(check_row_order(&work, context));
     GSP_TRY(check_scales(&work));
     GSP_TRY(check_indptr(&work));
