@@ -111,7 +111,7 @@ typedef struct gsp_choice {
     int64_t max_keep;       /*   0 and negative for no limit */
 
     uint8_t *mask;          /* rows x cols, 0 or 1 */
-    uint32_t *row_order;    /* rows; written if scatter, else may be NULL */
+    uint32_t *row_order;    /* rows; written if scatter, else read: the order of the rows, or NULL */
     uint32_t *bundles;      /* gsp_groups; GS only, else may be NULL */
     double score;           /* sum of the scores kept */
     int64_t kept;
@@ -134,10 +134,14 @@ typedef struct gsp_prices {
 
 /* Fills in masks that keep at most `keep` nonzeros in all.
  * One matrix: exact keeps the largest total score over all valid masks (of the given or chosen row order)
- * with more than keep - bundle size and at most keep nonzeros. Several: bundles in order of score per
- * nonzero until the next does not fit. prices may be NULL; it is filled for one GS matrix and `exact`. */
+ * with more than keep - bundle size and at most keep nonzeros; greedy is read for GS with per_row < banks and
+ * takes the largest score that still fits, again and again. Several: bundles in order of score per nonzero
+ * until the next does not fit; the result is the best for what it keeps, and no choice within the limits that
+ * keeps at most `keep` scores more than *bound (written for several matrices, and for one that is not GS).
+ * N:M needs no budget: `keep` is ignored, and there can be only one matrix.
+ * prices and bound may be NULL; prices is filled for one GS matrix and exact, else set to NULL. */
 GSP_API gsp_status gsp_choose(gsp_context *context, gsp_choice *choices, size_t count, int64_t keep,
-                              gsp_method method, gsp_prices **prices);
+                              gsp_method method, gsp_prices **prices, double *bound);
 GSP_API void gsp_prices_destroy(gsp_context *context, gsp_prices *prices);
 
 /* Where a mask breaks its pattern: this row (or bank, or block, or window of m) of this group holds

@@ -99,16 +99,21 @@ double gspi_last_gain(const gspi_ladder *ladders, int64_t count);
 
 typedef struct gspi_survey gspi_survey;
 
-/* `guess` has a number of bundles per group; each is evaluated with one fewer and one more, as far as
- * low and high allow (high negative: as many as fit). */
-gsp_status gspi_survey_create(gsp_context *context, const gspi_grid *grid, int64_t choice_index,
-                              const int64_t *guess, int64_t low, int64_t high, gspi_survey **survey);
-void gspi_survey_destroy(gsp_context *context, gspi_survey *survey);
+/* Ladders with limits (high negative: as many as fit) and nothing evaluated yet. Copies the grid; its arrays
+ * must outlive the survey. */
+gsp_status gspi_survey_create(gsp_context *context, const gspi_grid *grid, int64_t choice_index, int64_t low,
+                              int64_t high, gspi_survey **survey);
+void gspi_survey_destroy(gspi_survey *survey);
 gspi_ladder *gspi_survey_ladders(gspi_survey *survey);
+/* Evaluates each group at its ladder's `bundles`, as near as the limits allow, and at one fewer and one more. */
+gsp_status gspi_survey_begin(gspi_survey *survey);
 /* Evaluates one more number of bundles for every ladder marked below or above, and clears the marks.
  * *grown is whether there was any. */
 gsp_status gspi_survey_grow(gspi_survey *survey, bool *grown);
-/* Writes the masks of all groups at their ladders' bundles. */
+/* The score of the greedy masks of all groups at their ladders' bundles. */
+gsp_status gspi_survey_greedy(gspi_survey *survey, double *value);
+/* Writes the masks of all groups at their ladders' bundles: the best ones, or the greedy ones if nothing
+ * was evaluated. */
 gsp_status gspi_survey_mark(gspi_survey *survey, uint8_t *mask);
 /* Everything evaluated: number of entries, and the entries written from *at on. */
 size_t gspi_survey_entries(const gspi_survey *survey);

@@ -14,20 +14,20 @@ typedef struct {
 } window;
 
 struct gspi_survey {
-    const gspi_grid *grid;
+    gsp_context *context;
+    gspi_grid grid;
     gspi_ladder *ladders;
     window *windows;
     gspi_flow **flows; /* one per worker */
     int workers;
-    const int64_t *guess; /* only while being created */
-    uint8_t *mask;        /* only while marking */
-    gsp_context *context;
+    double *greedy; /* per group, only while gspi_survey_greedy runs */
+    uint8_t *mask;  /* only while marking */
 };
 
 gspi_ladder *gspi_survey_ladders(gspi_survey *survey) { return survey->ladders; }
 
 static size_t price_count(const gspi_survey *survey) {
-    return (size_t)(survey->grid->group_rows + survey->grid->banks);
+    return (size_t)(survey->grid.group_rows + survey->grid.banks);
 }
 
 /* Room for one more evaluation, below the first or above the last. */
@@ -83,7 +83,7 @@ static gsp_status evaluate(gspi_survey *survey, gspi_flow *flow, int64_t group, 
     known->value[at] = gspi_flow_value(flow);
     known->bound[at] = gspi_flow_bound(flow);
     double *prices = known->prices + (size_t)at * price_count(survey);
-    gspi_flow_prices(flow, prices, prices + survey->grid->group_rows);
+    gspi_flow_prices(flow, prices, prices + survey->grid.group_rows);
 
     /* Concave by theory; rounding must not make it otherwise. */
     double before = INFINITY;
@@ -98,14 +98,14 @@ static void load_near(gspi_survey *survey, gspi_flow *flow, int64_t group, int64
     const gspi_ladder *ladder = &survey->ladders[group];
     const int64_t at = gspi_max(0, gspi_min(bundles, ladder->last) - ladder->first);
     gspi_flow_load(flow, group,
-                   survey->windows[group].prices + (size_t)at * price_count(survey) + survey->grid->group_rows);
+                   survey->windows[group].prices + (size_t)at * price_count(survey) + survey->grid.group_rows);
 }
 
 static gsp_status begin_group(void *argument, int64_t group, int worker) {
     gspi_survey *survey = argument;
     gspi_flow *flow = survey->flows[worker];
     const gspi_ladder *ladder = &survey->ladders[group];
-    const int64_t guess = gspi_max(ladder->low, gspi_min(ladder->high, survey->guess[group]));
+    const int64_t guess = gspi_max(ladder->low, gspi_min(ladder->high, ladder->bundles));
     gspi_flow_load(flow, group, NULL);
     GSP_TRY(evaluate(survey, flow, group, guess));
     if (guess < ladder->high) GSP_TRY(evaluate(survey, flow, group, guess + 1));
@@ -133,55 +133,83 @@ static gsp_status mark_group(void *argument, int64_t group, int worker) {
     gspi_survey *survey = argument;
     gspi_flow *flow = survey->flows[worker];
     const int64_t bundles = survey->ladders[group].bundles;
-    load_near(survey, flow, group, bundles);
-    gspi_flow_solve(flow, bundles);
+    if (survey->windows[group].capacity > 0) {
+        load_near(survey, flow, group, bundles);
+        gspi_flow_solve(flow, bundles);
+    } else {
+        gspi_flow_load(flow, group, NULL);
+        gspi_flow_greedy(flow, bundles);
+    }
     gspi_flow_mark(flow, survey->mask);
     return GSP_OK;
 }
 
-gsp_status gspi_survey_create(gsp_context *context, const gspi_grid *grid, int64_t choice_index,
-                              const int64_t *guess, int64_t low, int64_t high, gspi_survey **made) {
+static gsp_status value_greedy_group(void *argument, int64_t group, int worker) {
+    gspi_survey *survey = argument;
+    gspi_flow *flow = survey->flows[worker];
+    gspi_flow_load(flow, group, NULL);
+    gspi_flow_greedy(flow, survey->ladders[group].bundles);
+    survey->greedy[group] = gspi_flow_value(flow);
+    return GSP_OK;
+}
+
+gsp_status gspi_survey_create(gsp_context *context, const gspi_grid *grid, int64_t choice_index, int64_t low,
+                              int64_t high, gspi_survey **made) {
     const size_t groups = (size_t)grid->groups;
     gspi_survey *survey = gspi_calloc(context, 1, sizeof *survey);
     GSP_CHECK(survey != NULL, GSP_ERROR_MEMORY);
-    survey->grid = grid;
+    survey->grid = *grid;
     survey->context = context;
-    survey->guess = guess;
     survey->workers = gspi_workers(context, grid->groups);
     survey->ladders = gspi_calloc(context, groups, sizeof *survey->ladders);
     survey->windows = gspi_calloc(context, groups, sizeof *survey->windows);
     survey->flows = gspi_calloc(context, (size_t)survey->workers, sizeof *survey->flows);
-    gsp_status status =
-        survey->ladders && survey->windows && survey->flows ? GSP_OK : GSP_ERROR_MEMORY;
-    for (int worker = 0; worker < survey->workers && status == GSP_OK; worker++) {
-        survey->flows[worker] = gspi_flow_create(context, grid);
-        if (survey->flows[worker] == NULL) status = GSP_ERROR_MEMORY;
+    bool complete = survey->ladders && survey->windows && survey->flows;
+    for (int worker = 0; worker < survey->workers && complete; worker++) {
+        survey->flows[worker] = gspi_flow_create(context, &survey->grid);
+        complete = survey->flows[worker] != NULL;
     }
-    if (status == GSP_OK) {
-        for (int64_t group = 0; group < grid->groups; group++) {
-            const int64_t most =
-                gsp_max_bundles(&grid->pattern, grid->cols, gspi_rows_of_group(grid, group));
-            survey->ladders[group] = (gspi_ladder){
-                .choice = choice_index,
-                .group = group,
-                .size = gspi_bundle_size(grid, group),
-                .low = low,
-                .high = high < 0 ? most : gspi_min(high, most),
-                .first = 0,
-                .last = -1,
-            };
-        }
-        status = gspi_parallel_on(survey->workers, grid->groups, begin_group, survey);
+    if (!complete) {
+        gspi_survey_destroy(survey);
+        return GSP_ERROR_MEMORY;
     }
-    survey->guess = NULL;
-    if (status != GSP_OK) gspi_survey_destroy(context, survey);
-    else *made = survey;
+    for (int64_t group = 0; group < grid->groups; group++) {
+        const int64_t most = gsp_max_bundles(&grid->pattern, grid->cols, gspi_rows_of_group(grid, group));
+        survey->ladders[group] = (gspi_ladder){
+            .choice = choice_index,
+            .group = group,
+            .size = gspi_bundle_size(grid, group),
+            .low = low,
+            .high = high < 0 ? most : gspi_min(high, most),
+            .first = 0,
+            .last = -1,
+        };
+    }
+    *made = survey;
+    return GSP_OK;
+}
+
+gsp_status gspi_survey_begin(gspi_survey *survey) {
+    return gspi_parallel_on(survey->workers, survey->grid.groups, begin_group, survey);
+}
+
+gsp_status gspi_survey_greedy(gspi_survey *survey, double *value) {
+    survey->greedy = gspi_alloc(survey->context, (size_t)survey->grid.groups, sizeof *survey->greedy);
+    GSP_CHECK(survey->greedy != NULL, GSP_ERROR_MEMORY);
+    const gsp_status status =
+        gspi_parallel_on(survey->workers, survey->grid.groups, value_greedy_group, survey);
+    *value = 0;
+    for (int64_t group = 0; status == GSP_OK && group < survey->grid.groups; group++)
+        *value += survey->greedy[group];
+    gspi_free(survey->context, survey->greedy);
+    survey->greedy = NULL;
     return status;
 }
 
-void gspi_survey_destroy(gsp_context *context, gspi_survey *survey) {
+void gspi_survey_destroy(gspi_survey *survey) {
     if (survey == NULL) return;
-    for (int64_t group = 0; survey->windows != NULL && group < survey->grid->groups; group++) {
+    gsp_context *context = survey->context;
+    for (int64_t group = 0; survey->windows != NULL && group < survey->grid.groups; group++) {
         gspi_free(context, survey->windows[group].value);
         gspi_free(context, survey->windows[group].prices);
     }
@@ -195,27 +223,27 @@ void gspi_survey_destroy(gsp_context *context, gspi_survey *survey) {
 
 gsp_status gspi_survey_grow(gspi_survey *survey, bool *grown) {
     *grown = false;
-    for (int64_t group = 0; group < survey->grid->groups; group++)
+    for (int64_t group = 0; group < survey->grid.groups; group++)
         *grown |= survey->ladders[group].above || survey->ladders[group].below;
-    return *grown ? gspi_parallel_on(survey->workers, survey->grid->groups, grow_group, survey) : GSP_OK;
+    return *grown ? gspi_parallel_on(survey->workers, survey->grid.groups, grow_group, survey) : GSP_OK;
 }
 
 gsp_status gspi_survey_mark(gspi_survey *survey, uint8_t *mask) {
     survey->mask = mask;
-    return gspi_parallel_on(survey->workers, survey->grid->groups, mark_group, survey);
+    return gspi_parallel_on(survey->workers, survey->grid.groups, mark_group, survey);
 }
 
 size_t gspi_survey_entries(const gspi_survey *survey) {
     size_t entries = 0;
-    for (int64_t group = 0; group < survey->grid->groups; group++)
+    for (int64_t group = 0; group < survey->grid.groups; group++)
         entries += (size_t)(survey->ladders[group].last - survey->ladders[group].first + 1);
     return entries;
 }
 
 void gspi_survey_prices(const gspi_survey *survey, gsp_prices *prices) {
-    const size_t rows = (size_t)survey->grid->group_rows, banks = (size_t)survey->grid->banks;
+    const size_t rows = (size_t)survey->grid.group_rows, banks = (size_t)survey->grid.banks;
     size_t at = 0;
-    for (int64_t group = 0; group < survey->grid->groups; group++) {
+    for (int64_t group = 0; group < survey->grid.groups; group++) {
         const gspi_ladder *ladder = &survey->ladders[group];
         const window *known = &survey->windows[group];
         for (int64_t i = 0; i <= ladder->last - ladder->first; i++, at++) {

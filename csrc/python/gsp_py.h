@@ -12,6 +12,8 @@
 #endif
 #include <numpy/arrayobject.h>
 
+#include <stdbool.h>
+
 #include "../gspattern.h"
 
 typedef struct gsp_py_state {
@@ -39,6 +41,10 @@ PyArrayObject *gsp_py_output(PyObject *object, int typenum, int ndim, const char
 /* An "O&" converter to gsp_pattern, from the tuple that gspattern.patterns builds:
  * ("gs", banks, per_row, layout) with layout 0 or 1, ("irregular",), ("block", rows, cols), ("nm", n, m). */
 int gsp_py_pattern(PyObject *object, void *pattern);
+
+/* A matrix and the lengths of its arrays from the tuple that Matrix.core() gives; 0, or -1 with an error. Nothing
+ * but the types of the arrays is checked, and they are borrowed as by gsp_py_array. */
+int gsp_py_matrix(PyObject *core, gsp_matrix *matrix, gsp_lengths *lengths);
 
 extern PyMethodDef gsp_py_masks_methods[];
 extern PyMethodDef gsp_py_matrices_methods[];
