@@ -29,7 +29,7 @@ static inline uint64_t gsp_take(gsp_bytes *from, int bytes) {
 }
 
 static inline int64_t gsp_take_below(gsp_bytes *from, int64_t n) {
-    return (int64_t)(gsp_take(from, 4) % (uint64_t)n);
+    return (int64_t)(gsp_take(from, n <= 64 ? 1 : n <= 4096 ? 2 : 4) % (uint64_t)n);
 }
 
 /* Mostly well formed, now and then not. */

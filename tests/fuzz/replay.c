@@ -31,7 +31,7 @@ int main(int count, char **words) {
     uint64_t state = 1;
     long runs = 0;
     for (const time_t start = time(NULL); difftime(time(NULL), start) < seconds; runs++) {
-        const size_t size = (size_t)gsp_test_below(&state, runs % 8 ? 64 : 2048);
+        const size_t size = (size_t)gsp_test_below(&state, runs % 8 ? 128 : 2048);
         uint8_t *data = gsp_test_bytes(size);
         for (size_t i = 0; i < size; i++) data[i] = (uint8_t)gsp_test_below(&state, 256);
         LLVMFuzzerTestOneInput(data, size);
