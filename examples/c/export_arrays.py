@@ -5,6 +5,8 @@
 writes a random 256x512 matrix at 90 % sparsity, x and, to compare with, y.
 """
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
 
