@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+EXAMPLES = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("code", EXAMPLES, ids=["numpy", "torch"])
+def test_examples_run(code: str, tmp_path: Path) -> None:
+    if "torch" in code:
+        pytest.importorskip("torch", reason="the example is for PyTorch")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    if "print" in code:
+        share, error = re.fullmatch(r"(\d+)% of the bytes, error (\S+)\n", done.stdout).groups()
+        assert 12 <= int(share) <= 14
+        assert float(error) < 1e-4
+
+
+def test_the_first_example_is_short() -> None:
+    assert len([line for line in EXAMPLES[0].splitlines() if line]) == 8
+
+
+def test_links_lead_somewhere() -> None:
+    for page in (ROOT / "README.md", ROOT / "docs" / "FORMAT.md"):
+        for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+            if not target.startswith("https://"):
+                assert (page.parent / target).exists(), target
