@@ -17,6 +17,19 @@ from gspattern.files import (
     write_text,
 )
 from gspattern.masks import check, choose_mask, choose_masks, verify
+from gspattern.matrices import (
+    BlockMatrix,
+    CSRMatrix,
+    GSMatrix,
+    Matrix,
+    SizeTable,
+    as_matrix,
+    encode,
+    from_csr,
+    from_dense,
+    from_matrix,
+    sizes,
+)
 from gspattern.patterns import (
     GS,
     NM,
@@ -31,9 +44,20 @@ from gspattern.patterns import (
 
 # encode
 
-# plan
-
-# multiply
+# plan, multiply
+from gspattern.plans import (
+    CpuInfo,
+    Plan,
+    backend,
+    backends,
+    cpu_info,
+    get_num_threads,
+    linear,
+    multiply,
+    plan_for,
+    set_num_threads,
+    use_backend,
+)
 
 __all__ = [
     # choose
@@ -53,6 +77,17 @@ __all__ = [
     "parse_pattern",
     "verify",
     # encode
+    "BlockMatrix",
+    "CSRMatrix",
+    "GSMatrix",
+    "Matrix",
+    "SizeTable",
+    "as_matrix",
+    "encode",
+    "from_csr",
+    "from_dense",
+    "from_matrix",
+    "sizes",
     # files
     "load_file",
     "read_joined",
@@ -61,6 +96,16 @@ __all__ = [
     "save_file",
     "write_joined",
     "write_text",
-    # plan
-    # multiply
+    # plan, multiply
+    "CpuInfo",
+    "Plan",
+    "backend",
+    "backends",
+    "cpu_info",
+    "get_num_threads",
+    "linear",
+    "multiply",
+    "plan_for",
+    "set_num_threads",
+    "use_backend",
 ]
