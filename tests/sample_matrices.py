@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import ml_dtypes
 import numpy as np
 
-from gspattern import NM, Block, GS, Irregular, Pattern
+from gspattern import GS, NM, Block, Irregular, Pattern
 
 DTYPES = {
     "float64": np.float64,
@@ -34,13 +34,25 @@ class Sample:
     dense: np.ndarray
     _plans: dict = field(default_factory=dict)
 
+    def core(self) -> tuple:
+        number = list(DTYPES).index(self.dtype.name)
+        values = self.values.view(np.uint16) if self.dtype.itemsize == 2 else self.values
+        return (
+            self.pattern.core(), self.shape, number, values, self.indices, self.indptr,
+            self.row_order, self.scales,
+        )  # fmt: skip
+
     @property
     def nnz_row(self) -> int:
         return int((self.dense != 0).sum(axis=1).max(initial=0))
 
 
 def sample_matrix(
-    pattern: Pattern, shape: tuple[int, int], density: float = 0.2, dtype: str = "float32", seed: int = 0
+    pattern: Pattern,
+    shape: tuple[int, int],
+    density: float = 0.2,
+    dtype: str = "float32",
+    seed: int = 0,
 ) -> Sample:
     """A random valid matrix of about this density; rows and groups differ in their counts."""
     rng = np.random.default_rng([seed, *shape])
@@ -57,7 +69,9 @@ def sample_matrix(
         values[(unit, *slot)] = raw
         indices[(unit, *slot) if isinstance(pattern, GS) else unit] = index
         assert dense[row, col] == 0
-        dense[row, col] = np.float64(values[(unit, *slot)]) * (1 if scales is None else np.float64(scales[row]))
+        dense[row, col] = np.float64(values[(unit, *slot)]) * (
+            1 if scales is None else np.float64(scales[row])
+        )
     if isinstance(pattern, NM):
         bits = 2 if pattern.m <= 4 else 4 if pattern.m <= 16 else 8
         planes = (indices[:, None] >> np.arange(bits)) & 1
@@ -101,7 +115,9 @@ def _gs(pattern, shape, density, rng, row_order):
         indptr.append(unit)
     widest = -(-cols // banks)
     reach = widest if short else cols
-    index_dtype = np.uint8 if short and widest <= 256 else np.uint16 if reach <= 65536 else np.uint32
+    index_dtype = (
+        np.uint8 if short and widest <= 256 else np.uint16 if reach <= 65536 else np.uint32
+    )
     return entries, unit, indptr, (banks,), index_dtype
 
 

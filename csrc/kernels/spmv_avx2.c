@@ -1,4 +1,4 @@
-/* SpMV in float32 with AVX2: register tables, and a gather where tables would be mostly padding.
+/* SpMV in float32 with AVX2: register tables, and runs of blocks.
  *
  *     for every strip of 8 rows:                     sum[8] = 0
  *         for every step of the strip:               table = x[tables[step] ..][0 .. width)
@@ -10,7 +10,8 @@
  * VPERMPS looks 8 positions up in one register by their low three bits: 1 a cycle on Intel, 2 on AMD Zen 5. Wider
  * tables look up in each of their registers and choose by bits 3 and 4, moved to the sign for VBLENDVPS (2 uops on
  * Intel, 1 on AMD): width 8 costs one lookup, 16 two and a blend, 32 four and three. Which pays depends on the
- * padding that a narrower table brings; the plan counts it. VFMADD: 2 a cycle. */
+ * padding that a narrower table brings; the plan counts it. VFMADD: 2 a cycle. There is no gather: width 8 with one
+ * element in a step costs no more than VGATHERDPS for it. */
 #if defined(__AVX2__) && defined(__FMA__)
 #include <immintrin.h>
 
@@ -122,23 +123,6 @@ TABLES(gsp_f32_spmv_strips8__avx2, strips, 8)
 TABLES(gsp_f32_spmv_strips16__avx2, strips, 16)
 TABLES(gsp_f32_spmv_strips32__avx2, strips, 32)
 
-void gsp_f32_spmv_gather__avx2(const gsp_plan *plan, const gspi_product *product, int64_t first, int64_t last) {
-    const uint64_t *start = plan->start;
-    for (int64_t unit = first; unit < last; unit++) {
-        const unsigned char *quad = plan->packed + start[unit] * (32 * LANES);
-        __m256 sum[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
-        for (uint64_t left = start[unit + 1] - start[unit]; left > 0; left--) {
-            for (int i = 0; i < 4; i++) {
-                const __m256i cols = _mm256_load_si256((const __m256i *)(quad + 4 * LANES * i));
-                const __m256 values = _mm256_load_ps((const float *)(quad + 16 * LANES + 4 * LANES * i));
-                sum[i] = _mm256_fmadd_ps(_mm256_i32gather_ps(product->x, cols, 4), values, sum[i]);
-            }
-            quad += 32 * LANES;
-        }
-        store(plan, product->y, unit * LANES,
-              _mm256_add_ps(_mm256_add_ps(sum[0], sum[1]), _mm256_add_ps(sum[2], sum[3])));
-    }
-}
 /* Sums the runs of one part: values[run][LANES] times x[run ..][0 .. LANES), or times x[run] in every lane. */
 INLINE __m256 part(const float *x, const uint32_t *runs, int64_t count, const float *values, bool wide) {
     __m256 sum[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};

@@ -1,4 +1,4 @@
-/* SpMV in float32 with AVX-512: register tables, and a gather where tables would be mostly padding.
+/* SpMV in float32 with AVX-512: register tables, a gather where tables would be mostly padding, and runs of blocks.
  *
  *     for every strip of 16 rows:                    sum[16] = 0
  *         for every step of the strip:               table = x[tables[step] ..][0 .. width)

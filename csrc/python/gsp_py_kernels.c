@@ -22,79 +22,27 @@ static int backend_of(PyObject *name, gsp_backend *backend) {
     return -1;
 }
 
-/* The number of bits of a value's dtype decides how NumPy sees it: half and bfloat16 come as uint16. */
-static int typenum_of(int dtype) {
-    switch (dtype) {
-    case GSP_FLOAT64: return NPY_FLOAT64;
-    case GSP_FLOAT32: return NPY_FLOAT32;
-    case GSP_FLOAT16:
-    case GSP_BFLOAT16: return NPY_UINT16;
-    case GSP_INT8: return NPY_INT8;
-    }
-    PyErr_Format(PyExc_ValueError, "unknown number of a dtype: %d", dtype);
-    return -1;
-}
-
-static int check_length(PyArrayObject *array, size_t bytes, const char *name) {
-    if ((size_t)PyArray_NBYTES(array) == bytes) return 0;
-    PyErr_Format(PyExc_ValueError, "%s must have %zu bytes, got %zd", name, bytes,
-                 (Py_ssize_t)PyArray_NBYTES(array));
-    return -1;
-}
-
 static PyObject *create(PyObject *module, PyObject *args) {
-    gsp_matrix matrix = {0};
-    long long rows, cols, n;
-    int dtype;
-    PyObject *shown[5]; /* values, indices, indptr, row_order, scales */
-    PyObject *name;
-    if (!PyArg_ParseTuple(args, "O&(LL)iOOOOOUL:plan", gsp_py_pattern, &matrix.pattern, &rows, &cols, &dtype,
-                          &shown[0], &shown[1], &shown[2], &shown[3], &shown[4], &name, &n))
-        return NULL;
+    PyObject *core, *name;
+    long long n;
     gsp_backend backend;
-    const int value_type = typenum_of(dtype);
-    if (value_type < 0 || backend_of(name, &backend) < 0) return NULL;
-    matrix.rows = rows;
-    matrix.cols = cols;
-    matrix.dtype = (gsp_dtype)dtype;
-    matrix.index_bytes = gsp_index_bytes(&matrix.pattern, cols);
-    const int index_type = matrix.pattern.kind == GSP_NM || matrix.index_bytes == 1 ? NPY_UINT8
-                           : matrix.index_bytes == 2                                ? NPY_UINT16
-                                                                                    : NPY_UINT32;
-    PyArrayObject *values = gsp_py_array(shown[0], value_type, -1, "values");
-    PyArrayObject *indices = values ? gsp_py_array(shown[1], index_type, -1, "indices") : NULL;
-    PyArrayObject *indptr = indices ? gsp_py_array(shown[2], NPY_UINT32, 1, "indptr") : NULL;
-    if (indptr == NULL) return NULL;
-    PyArrayObject *row_order = NULL, *scales = NULL;
-    if (shown[3] != Py_None && (row_order = gsp_py_array(shown[3], NPY_UINT32, 1, "row_order")) == NULL) return NULL;
-    if (shown[4] != Py_None && (scales = gsp_py_array(shown[4], NPY_FLOAT32, 1, "scales")) == NULL) return NULL;
-    matrix.units = PyArray_NDIM(values) > 0 ? (uint64_t)PyArray_DIM(values, 0) : 0;
-    matrix.values = PyArray_DATA(values);
-    matrix.indices = PyArray_DATA(indices);
-    matrix.indptr = PyArray_DATA(indptr);
-    matrix.row_order = row_order ? PyArray_DATA(row_order) : NULL;
-    matrix.scales = scales ? PyArray_DATA(scales) : NULL;
-    gsp_lengths lengths;
-    gsp_status status = gsp_sizes(&matrix, &lengths);
+    gsp_matrix matrix;
+    gsp_lengths given, right;
+    if (!PyArg_ParseTuple(args, "O!UL:plan", &PyTuple_Type, &core, &name, &n)) return NULL;
+    if (backend_of(name, &backend) < 0 || gsp_py_matrix(core, &matrix, &given) < 0) return NULL;
+    gsp_status status = gsp_sizes(&matrix, &right);
+    /* The rest is validated when the plan is made. */
+    if (status == GSP_OK && memcmp(&given, &right, sizeof given) != 0) status = GSP_ERROR_SHAPE;
     if (status != GSP_OK) return gsp_py_raise(module, status, NULL);
-    if (check_length(values, lengths.values, "values") < 0 || check_length(indices, lengths.indices, "indices") < 0 ||
-        check_length(indptr, lengths.indptr, "indptr") < 0 ||
-        (row_order && check_length(row_order, lengths.row_order, "row_order") < 0) ||
-        (scales && check_length(scales, lengths.scales, "scales") < 0))
-        return NULL;
-    if ((matrix.dtype == GSP_INT8) != (scales != NULL)) {
-        PyErr_SetString(PyExc_ValueError, "scales must be given for int8 and for no other dtype");
-        return NULL;
-    }
 
     const gsp_py_state *state = gsp_py_state_of(module);
     plan_object *made = PyObject_New(plan_object, (PyTypeObject *)state->plan_type);
     if (made == NULL) return NULL;
     *made = (plan_object){.ob_base = made->ob_base,
                           .module = Py_NewRef(module),
-                          .rows = rows,
-                          .cols = cols,
-                          .typenum = dtype == GSP_FLOAT64 ? NPY_FLOAT64 : NPY_FLOAT32};
+                          .rows = matrix.rows,
+                          .cols = matrix.cols,
+                          .typenum = matrix.dtype == GSP_FLOAT64 ? NPY_FLOAT64 : NPY_FLOAT32};
     Py_BEGIN_ALLOW_THREADS
     status = gsp_plan_create(state->context, &matrix, backend, n, &made->plan);
     Py_END_ALLOW_THREADS
@@ -149,6 +97,16 @@ static PyObject *multiply(PyObject *object, PyObject *argument) {
     npy_intp shape[2] = {(npy_intp)self->rows, self->columns ? PyArray_DIM(x, 1) : 1};
     PyArrayObject *y = (PyArrayObject *)PyArray_SimpleNew(self->columns ? 2 : 1, shape, self->typenum);
     return y ? run(self, x, shape[1], y, NULL) : NULL;
+}
+
+/* Whether multiply takes x [cols] as it is, in one question. */
+static PyObject *takes(PyObject *object, PyObject *argument) {
+    const plan_object *self = (const plan_object *)object;
+    if (self->columns || !PyArray_Check(argument)) Py_RETURN_FALSE;
+    PyArrayObject *x = (PyArrayObject *)argument;
+    return PyBool_FromLong(PyArray_TYPE(x) == self->typenum && PyArray_NDIM(x) == 1 &&
+                           PyArray_DIM(x, 0) == self->cols && PyArray_IS_C_CONTIGUOUS(x) && PyArray_ISALIGNED(x) &&
+                           PyArray_ISNOTSWAPPED(x));
 }
 
 /* An optional array of rows elements, or of y's shape: NULL for None, -1 with an error. */
@@ -248,6 +206,7 @@ static PyGetSetDef plan_getset[] = {
 
 static PyMethodDef plan_methods[] = {
     {"multiply", multiply, METH_O, "y = W x for x [cols], or x [cols, n] with a plan for columns."},
+    {"takes", takes, METH_O, "Whether multiply takes this x [cols] without a copy."},
     {"linear", (PyCFunction)(void (*)(void))linear, METH_FASTCALL,
      "linear(x, bias, activation, residual, out): x [..., cols] -> [..., rows]."},
     {NULL, NULL, 0, NULL},
@@ -293,6 +252,6 @@ static PyObject *backends(PyObject *module, PyObject *unused) {
 PyMethodDef gsp_py_kernels_methods[] = {
     {"backends", backends, METH_NOARGS, "Names of the backends that this CPU and this build run, best first."},
     {"plan", create, METH_VARARGS,
-     "plan(pattern, (rows, cols), dtype, values, indices, indptr, row_order, scales, backend, n) -> Plan."},
+     "plan(core, backend, n) -> Plan; core is what Matrix.core() gives."},
     {NULL, NULL, 0, NULL},
 };

@@ -1,0 +1,345 @@
+"""Plans and products: a compact matrix laid out for this CPU, and y = W x with it.
+
+A plan is made when a matrix is first multiplied, and kept with the matrix. Which kernels there are depends on the
+CPU: `backends` lists them, `use_backend` and the environment variable GSPATTERN_BACKEND choose one.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gspattern import _core
+from gspattern._core import Plan
+
+if TYPE_CHECKING:
+    from gspattern.matrices import Matrix
+
+__all__ = [
+    "ACTIVATIONS",
+    "CpuInfo",
+    "Plan",
+    "backend",
+    "backends",
+    "cpu_info",
+    "get_num_threads",
+    "linear",
+    "multiply",
+    "plan_for",
+    "set_num_threads",
+    "use_backend",
+]
+
+Array = npt.NDArray[Any]
+
+# In the order of gsp_activation.
+ACTIVATIONS = ("none", "relu", "sigmoid", "tanh", "gelu", "silu")
+_ACTIVATION_NUMBERS: dict[str | None, int] = {name: i for i, name in enumerate(ACTIVATIONS)}
+_ACTIVATION_NUMBERS[None] = 0
+
+# None: the choice of the environment, or the best there is.
+_chosen: ContextVar[str | None] = ContextVar("gspattern_backend", default=None)
+
+
+# ------------------------------------------------------------------ settings
+
+
+def backends() -> tuple[str, ...]:
+    """Names of the instruction sets that this CPU and this build can run, best first; "scalar" is the last."""
+    return _core.backends()
+
+
+def _check_backend(name: str, what: str) -> str:
+    if name not in backends():
+        raise ValueError(f"{what} must be one of {', '.join(backends())} on this CPU, got {name!r}")
+    return name
+
+
+@functools.cache
+def _default_backend() -> str:
+    name = os.environ.get("GSPATTERN_BACKEND")
+    return backends()[0] if not name else _check_backend(name, "GSPATTERN_BACKEND")
+
+
+def backend() -> str:
+    """Name of the backend that plans are made for here: by `use_backend`, GSPATTERN_BACKEND, or the best.
+
+    Raises
+    ------
+    ValueError
+        If GSPATTERN_BACKEND names none that this CPU runs.
+    """
+    return _chosen.get() or _default_backend()
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Use this backend inside a ``with`` block, in this thread only.
+
+    A backend falls back on the kernels of lesser ones where it has none of its own: `Plan.backend` tells.
+
+    Raises
+    ------
+    ValueError
+        If this CPU does not run it.
+    """
+    token = _chosen.set(_check_backend(name, "backend"))
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+_threads_known = False
+
+
+def _read_threads() -> None:
+    """Take GSPATTERN_NUM_THREADS over, unless that or a setting by hand came before."""
+    global _threads_known
+    text = os.environ.get("GSPATTERN_NUM_THREADS")
+    if text and not _threads_known:
+        try:
+            _core.set_num_threads(int(text))
+        except (ValueError, OverflowError):
+            raise ValueError(
+                f"GSPATTERN_NUM_THREADS must be a number from 1 to 256, got {text!r}"
+            ) from None
+    _threads_known = True
+
+
+def get_num_threads() -> int:
+    """Threads that one call may use: 1, GSPATTERN_NUM_THREADS, or what `set_num_threads` said."""
+    _read_threads()
+    return _core.get_num_threads()
+
+
+def set_num_threads(threads: int) -> None:
+    """Let every call use up to so many threads, in this process. Results do not depend on it.
+
+    Raises
+    ------
+    ValueError
+        If it is not from 1 to 256.
+    """
+    global _threads_known
+    _core.set_num_threads(threads)
+    _threads_known = True
+
+
+@dataclass(frozen=True)
+class CpuInfo:
+    """What is known of this CPU.
+
+    Attributes
+    ----------
+    name : str
+        As the operating system gives it.
+    features : tuple of str
+        Those of its instruction sets that matter here.
+    cores : int
+        That this process may use.
+    caches : dict of str to int
+        Bytes of "L1d", "L2", "L3", as far as known.
+    backends : tuple of str
+        Names that `use_backend` takes, best first.
+    """
+
+    name: str
+    features: tuple[str, ...]
+    cores: int
+    caches: dict[str, int]
+    backends: tuple[str, ...]
+
+
+_FEATURES = (
+    "avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vbmi", "avx512vbmi", "avx512_vnni",
+    "avx512_bf16", "avx512_fp16", "avx_vnni", "amx_tile", "amx_bf16", "amx_int8", "asimd", "sve",
+)  # fmt: skip
+
+
+def cpu_info() -> CpuInfo:
+    """Describe this CPU; what the operating system does not tell is left out."""
+    fields: dict[str, str] = {}
+    try:
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+            key, _, value = line.partition(":")
+            fields.setdefault(key.strip().lower(), value.strip())
+    except OSError:
+        pass
+    flags = set((fields.get("flags") or fields.get("features") or "").split())
+    caches = {}
+    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        try:
+            level, kind, size = (
+                (index / name).read_text("utf-8").strip() for name in ("level", "type", "size")
+            )
+        except OSError:
+            continue
+        if kind != "Instruction":
+            unit = {"K": 2**10, "M": 2**20}.get(size[-1], 1)
+            caches[f"L{level}" + ("d" if kind == "Data" else "")] = int(size.rstrip("KM")) * unit
+    affinity = getattr(os, "sched_getaffinity", None)
+    return CpuInfo(
+        name=fields.get("model name") or platform.processor() or platform.machine(),
+        features=tuple(name for name in _FEATURES if name in flags),
+        cores=len(affinity(0)) if affinity else os.cpu_count() or 1,
+        caches=caches,
+        backends=backends(),
+    )
+
+
+# --------------------------------------------------------------------- plans
+
+
+def plan_for(matrix: Matrix, n: int = 1) -> Plan:
+    """Give the plan for products with `n` columns of x; it is made once and kept with the matrix.
+
+    Parameters
+    ----------
+    matrix : Matrix
+    n : int
+        1 for a vector or for batch-major samples of any number (`linear`), else columns (``m @ x``).
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    ValueError
+        If n is negative, or GSPATTERN_BACKEND or GSPATTERN_NUM_THREADS hold nonsense.
+    """
+    if n < 0:
+        raise ValueError(f"n must not be negative, got {n}")
+    key = (_chosen.get(), n != 1)
+    plan: Plan | None = matrix._plans.get(key)
+    if plan is None:
+        _read_threads()
+        plan = _core.plan(matrix.core(), backend(), n)
+        matrix._plans[key] = plan
+    return plan
+
+
+def _operand(x: npt.ArrayLike, dtype: np.dtype[Any], name: str) -> Array:
+    """x as an array of this dtype, aligned and in native byte order, in any memory layout."""
+    array = np.asarray(x)
+    if array.dtype != dtype:
+        if array.dtype.newbyteorder("=") == dtype:
+            return array.astype(dtype)
+        raise TypeError(
+            f"{name} must have dtype {dtype} for this matrix, got {array.dtype}; "
+            f"use {name}.astype(numpy.{dtype})"
+        )
+    return array if array.flags.aligned else array.copy()
+
+
+def _dtype_of(matrix: Matrix) -> np.dtype[Any]:
+    return np.dtype(np.float64 if matrix.dtype == np.float64 else np.float32)
+
+
+def multiply(matrix: Matrix, x: npt.ArrayLike) -> Array:
+    """Compute y = W x; this is ``matrix @ x``.
+
+    Parameters
+    ----------
+    matrix : Matrix
+        [M, K].
+    x : array_like
+        [K] or [K, N]; float64 for a float64 matrix, float32 for all others. An x that is neither C- nor
+        Fortran-contiguous is copied once.
+
+    Returns
+    -------
+    ndarray
+        [M] or [M, N] in x's dtype and, if x is Fortran-contiguous, in that order too.
+
+    Raises
+    ------
+    TypeError
+        If x has another dtype: nothing is converted silently.
+    ValueError
+        If x has another shape.
+    """
+    if type(x) is np.ndarray and x.ndim == 1:  # the way of most calls, kept short
+        plan: Plan | None = matrix._plans.get((_chosen.get(), False))
+        if plan is not None and plan.takes(x):
+            return plan.multiply(x)
+    array = _operand(x, _dtype_of(matrix), "x")
+    if array.ndim not in (1, 2) or array.shape[0] != matrix.shape[1]:
+        raise ValueError(
+            f"x must have shape [{matrix.shape[1]}] or [{matrix.shape[1]}, N] for a matrix of shape "
+            f"{list(matrix.shape)}, got {list(array.shape)}"
+        )
+    if array.ndim == 1:
+        return plan_for(matrix).multiply(np.ascontiguousarray(array))
+    y: Array
+    if array.flags.f_contiguous:
+        y = plan_for(matrix).linear(array.T, None, 0, None, None).T
+    else:
+        y = plan_for(matrix, array.shape[1]).multiply(np.ascontiguousarray(array))
+    return y
+
+
+def linear(
+    matrix: Matrix,
+    x: npt.ArrayLike,
+    bias: npt.ArrayLike | None = None,
+    activation: str | None = None,
+    residual: npt.ArrayLike | None = None,
+    out: Array | None = None,
+) -> Array:
+    """Compute ``activation(x @ W.T + bias + residual)``, as ``torch.nn.functional.linear`` lays it out.
+
+    Parameters
+    ----------
+    matrix : Matrix
+        [M, K].
+    x : array_like
+        [..., K]; float64 for a float64 matrix, float32 for all others, as are bias, residual and out. What is
+        not C-contiguous is copied once.
+    bias : array_like, optional
+        [M].
+    activation : str, optional
+        "relu", "sigmoid", "tanh", "gelu" (by erf), "silu" or "none".
+    residual : array_like, optional
+        [..., M], added before the activation.
+    out : ndarray, optional
+        [..., M], C-contiguous, sharing no memory with the others; it is written and returned.
+
+    Returns
+    -------
+    ndarray
+        [..., M].
+
+    Raises
+    ------
+    TypeError
+        If something has another dtype: nothing is converted silently.
+    ValueError
+        If a shape does not fit, the activation is unknown, or out cannot be written.
+    """
+    number = _ACTIVATION_NUMBERS.get(activation)
+    if number is None:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    dtype = _dtype_of(matrix)
+    array = np.ascontiguousarray(_operand(x, dtype, "x")) if np.ndim(x) else np.asarray(x)
+    if array.ndim == 0 or array.shape[-1] != matrix.shape[1]:
+        raise ValueError(
+            f"x must have shape [..., {matrix.shape[1]}] for a matrix of shape {list(matrix.shape)}, "
+            f"got {list(array.shape)}"
+        )
+    if bias is not None:
+        bias = np.ascontiguousarray(_operand(bias, dtype, "bias"))
+    if residual is not None:
+        residual = np.ascontiguousarray(_operand(residual, dtype, "residual"))
+    return plan_for(matrix).linear(array, bias, number, residual, out)
