@@ -252,7 +252,7 @@ def choose_mask(
     pattern : Pattern or str
         What `parse_pattern` reads.
     sparsity : float
-        Part of the elements to drop, in [0, 1]. With T = round((1 - sparsity) * M * K), at most T are kept and
+        Part of the elements to drop, in [0, 1). With T = round((1 - sparsity) * M * K), at most T are kept and
         more than T less a bundle (bank-balanced: less a bundle in every row). None for N:M, which has its own.
     method : {"exact", "greedy"}
         "exact" keeps the largest total score of all valid masks, for the row order that it chose where the
@@ -330,7 +330,7 @@ def choose_masks(
     patterns : Pattern or str, or a mapping of them with the same names
         Any but N:M and bank-balanced, whose sparsity is not free.
     sparsity : float
-        Part of all elements together to drop, in [0, 1].
+        Part of all elements together to drop, in [0, 1).
     min_sparsity, max_sparsity : float, or a mapping of some names to floats
         Limits for every matrix.
     min_per_group, max_per_group : int, optional
@@ -348,7 +348,7 @@ def choose_masks(
     """
     if not scores:
         raise ValueError("choose_masks needs at least one matrix, got none")
-    _check_part("sparsity", sparsity)
+    _check_sparsity("sparsity", sparsity)
     choices, resolved, budgets = [], {}, {}
     total = sum(np.size(matrix) for matrix in scores.values())
     for name, given in scores.items():
@@ -416,19 +416,21 @@ def _as_scores(scores: Any, name: str) -> npt.NDArray[np.float32]:
     return np.require(scores, requirements=("C", "A"))
 
 
-def _check_part(name: str, value: Any) -> None:
+def _check_sparsity(name: str, value: Any, *, all_of_it: bool = False) -> None:
+    """Refuse what is not a part of a matrix; all of it only as a limit."""
+    span = "[0, 1]" if all_of_it else "[0, 1)"
     if isinstance(value, (bool, np.bool_)) or not isinstance(
         value, (int, float, np.integer, np.floating)
     ):
-        raise TypeError(f"{name} must be a number in [0, 1], got {value!r}")
-    if not 0 <= value <= 1:
-        hint = f"; did you mean {value / 100:g}?" if 1 < value <= 100 else ""
-        raise ValueError(f"{name} must be in [0, 1], got {value!r}{hint}")
+        raise TypeError(f"{name} must be a number in {span}, got {value!r}")
+    if not 0 <= value < 1 and not (all_of_it and value == 1):
+        hint = f"; did you mean {value / 100:g}?" if 1 < value < 100 else ""
+        raise ValueError(f"{name} must be in {span}, got {value!r}{hint}")
 
 
 def _part_of(parts: Mapping[str, float] | float, name: str, default: float, what: str) -> float:
     part = parts.get(name, default) if isinstance(parts, Mapping) else parts
-    _check_part(what, part)
+    _check_sparsity(what, part, all_of_it=True)
     return float(part)
 
 
@@ -460,7 +462,7 @@ def _budget(
         return _Budget(size, low, high)
     if sparsity is None:
         raise ValueError(f"{pattern} needs a sparsity, such as 0.9")
-    _check_part("sparsity", sparsity)
+    _check_sparsity("sparsity", sparsity)
     keep = round((1 - sparsity) * size)
     if isinstance(pattern, BankBalanced) and size:
         if low or high is not None:

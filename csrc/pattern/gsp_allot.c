@@ -59,6 +59,28 @@ static int64_t take_all(gspi_ladder *ladders, int64_t count, double lambda, bool
     return kept;
 }
 
+/* Bundles worth `tied` until one does not fit: of each group the next before any second, so that equal groups
+ * get equal shares. Returns their nonzeros. */
+static int64_t take_tied(gspi_ladder *ladders, int64_t count, double tied, bool mixed, int64_t room) {
+    const int64_t before = room;
+    int64_t level = INT64_MAX, next;
+    for (int64_t i = 0; i < count; i++) level = gspi_min(level, ladders[i].bundles);
+    for (; level < INT64_MAX; level = next) {
+        next = INT64_MAX;
+        for (int64_t i = 0; i < count; i++) {
+            gspi_ladder *ladder = &ladders[i];
+            if (ladder->bundles == ladder->ceiling || worth(ladder, ladder->bundles, mixed) < tied) continue;
+            if (ladder->bundles == level) {
+                if (ladder->size > room) return before - room;
+                room -= ladder->size;
+                ladder->bundles++;
+            }
+            if (ladder->bundles < ladder->ceiling) next = gspi_min(next, gspi_max(level + 1, ladder->bundles));
+        }
+    }
+    return before - room;
+}
+
 int64_t gspi_allot(gspi_ladder *ladders, int64_t count, int64_t keep) {
     bool mixed = false;
     for (int64_t i = 1; i < count; i++) mixed |= ladders[i].size != ladders[0].size;
@@ -73,17 +95,7 @@ int64_t gspi_allot(gspi_ladder *ladders, int64_t count, int64_t keep) {
             else too_low = middle;
         }
         kept = take_all(ladders, count, of_order(enough), mixed);
-        const double tied = of_order(too_low);
-        bool fits = true;
-        for (int64_t i = 0; i < count && fits; i++) {
-            gspi_ladder *ladder = &ladders[i];
-            while (ladder->bundles < ladder->ceiling && worth(ladder, ladder->bundles, mixed) >= tied) {
-                fits = kept + ladder->size <= keep;
-                if (!fits) break;
-                ladder->bundles++;
-                kept += ladder->size;
-            }
-        }
+        kept += take_tied(ladders, count, of_order(too_low), mixed, keep - kept);
     }
     for (int64_t i = 0; i < count; i++) {
         gspi_ladder *ladder = &ladders[i];

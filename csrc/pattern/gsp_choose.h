@@ -87,7 +87,7 @@ double gspi_ladder_value(const gspi_ladder *ladder, int64_t bundles);
 /* floor and ceiling to all that is allowed and known. */
 void gspi_open_ladders(gspi_ladder *ladders, int64_t count);
 /* Sets `bundles` of all ladders so that the whole is at most `keep` nonzeros: bundles in order of score per
- * nonzero, and of group where equal, until one does not fit. Marks the ladders that end at the edge of what
+ * nonzero, equal ones shared out evenly, until one does not fit. Marks the ladders that end at the edge of what
  * is known. Returns the nonzeros kept. */
 int64_t gspi_allot(gspi_ladder *ladders, int64_t count, int64_t keep);
 /* The best score per bundle not taken (-inf: none) and the worst taken (inf: none). */

@@ -4,6 +4,7 @@
  * banks, and irregular as the special case of one bank), a row of blocks, or a group of a survey
  * (gsp_survey.c) that is evaluated on demand. N:M has no budget and needs none of it.
  */
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,7 +17,7 @@ typedef struct {
     gsp_choice *choice;
     gspi_grid grid;
     int64_t *bank_begin;
-    int64_t *above;      /* per row: scores above the threshold */
+    int64_t *above;      /* per row: scores above the threshold, or equal to it if inclusive */
     uint32_t *row_order; /* order of the groups: chosen, given or NULL */
     gspi_survey *survey; /* groups of several rows that keep per_row < banks each */
     gspi_ladder *ladders; /* the survey's, or own */
@@ -29,6 +30,7 @@ typedef struct {
     int workers;
     int64_t index, share; /* which choice, and what the threshold gives it */
     float threshold;
+    bool inclusive;
 } task;
 
 static bool is_empty(const gsp_choice *choice) { return choice->rows == 0 || choice->cols == 0; }
@@ -72,41 +74,59 @@ static gsp_status set_limits(gsp_choice *choice) {
 
 /* ---------------------------------------------------- scan of the scores */
 
-#define GSPI_BINS 32768 /* the upper 16 bits of a float that is not negative */
+/* The keep-th largest score is found in two passes, by the upper and by the lower 16 bits of its float, whose
+ * order is that of the scores (they are not negative; -0.0 counts as 0). The first pass checks them too. */
+#define GSPI_BINS 65536
+
+static uint32_t bits_of(float score) {
+    uint32_t bits;
+    memcpy(&bits, &score, sizeof bits);
+    return bits & 0x7fffffffu;
+}
 
 typedef struct {
     const gsp_choice *choice;
-    uint64_t *bins; /* workers x GSPI_BINS */
-    int64_t *fault; /* per row: first bad column or -1 */
+    uint64_t *bins;  /* workers x GSPI_BINS */
+    int64_t *fault;  /* per row: first bad column or -1 */
+    uint32_t prefix; /* second pass: the upper bits that are looked at */
 } scan;
 
-static gsp_status scan_row(void *argument, int64_t row, int worker) {
+static gsp_status scan_upper(void *argument, int64_t row, int worker) {
     scan *work = argument;
     const float *scores = work->choice->scores + row * work->choice->cols;
     uint64_t *bins = work->bins + (size_t)worker * GSPI_BINS;
     for (int64_t col = 0; col < work->choice->cols; col++) {
-        const float score = scores[col];
-        if (!(score >= 0 && score <= 3.4028234663852886e38f)) {
+        if (!(scores[col] >= 0 && scores[col] <= FLT_MAX)) {
             work->fault[row] = col;
             return GSP_ERROR_SCORE;
         }
-        uint32_t bits;
-        memcpy(&bits, &score, sizeof bits);
-        bins[(bits & 0x7fffffffu) >> 16]++; /* -0.0 counts as 0 */
+        bins[bits_of(scores[col]) >> 16]++;
     }
     return GSP_OK;
 }
 
-/* Checks the scores of a choice and adds them to a histogram. */
-static gsp_status scan_scores(gsp_context *context, gsp_choice *choice, uint64_t *bins) {
+static gsp_status scan_lower(void *argument, int64_t row, int worker) {
+    scan *work = argument;
+    const float *scores = work->choice->scores + row * work->choice->cols;
+    uint64_t *bins = work->bins + (size_t)worker * GSPI_BINS;
+    for (int64_t col = 0; col < work->choice->cols; col++) {
+        const uint32_t bits = bits_of(scores[col]);
+        if (bits >> 16 == work->prefix) bins[bits & 0xffff]++;
+    }
+    return GSP_OK;
+}
+
+/* Adds a choice to a histogram. */
+static gsp_status scan_scores(gsp_context *context, gsp_choice *choice, gspi_body body, uint32_t prefix,
+                              uint64_t *bins) {
     const int workers = gspi_workers(context, choice->rows);
-    scan work = {.choice = choice};
+    scan work = {.choice = choice, .prefix = prefix};
     work.bins = gspi_calloc(context, (size_t)workers * GSPI_BINS, sizeof *work.bins);
-    work.fault = gspi_calloc(context, (size_t)choice->rows, sizeof *work.fault);
+    work.fault = gspi_alloc(context, (size_t)choice->rows, sizeof *work.fault);
     gsp_status status = work.bins && work.fault ? GSP_OK : GSP_ERROR_MEMORY;
     if (status == GSP_OK) {
-        memset(work.fault, 0xff, (size_t)choice->rows * sizeof *work.fault);
-        status = gspi_parallel_on(workers, choice->rows, scan_row, &work);
+        for (int64_t row = 0; row < choice->rows; row++) work.fault[row] = -1;
+        status = gspi_parallel_on(workers, choice->rows, body, &work);
         for (int64_t row = 0; status == GSP_ERROR_SCORE && row < choice->rows; row++) {
             if (work.fault[row] < 0) continue;
             choice->fault = row * choice->cols + work.fault[row];
@@ -120,22 +140,36 @@ static gsp_status scan_scores(gsp_context *context, gsp_choice *choice, uint64_t
     return status;
 }
 
-/* About the keep-th largest score: right to the bin, interpolated inside it. Only guesses depend on it. */
-static float threshold_of(const uint64_t *bins, int64_t keep) {
-    uint64_t above = 0;
-    for (uint32_t bin = GSPI_BINS; bin-- > 0;) {
-        if (above + bins[bin] <= (uint64_t)keep || bins[bin] == 0) {
-            above += bins[bin];
-            continue;
-        }
-        const uint32_t low = bin << 16;
-        const double part = (double)((uint64_t)keep - above) / (double)bins[bin];
-        const uint32_t bits = low + (uint32_t)(65535.0 * (1.0 - part));
-        float threshold;
-        memcpy(&threshold, &bits, sizeof threshold);
-        return threshold;
+/* The bin of the rank-th largest (from 1), and its rank inside the bin; -1 if there are not so many. */
+static int64_t bin_of(const uint64_t *bins, uint64_t *rank) {
+    for (int64_t bin = GSPI_BINS - 1; bin >= 0; bin--) {
+        if (*rank <= bins[bin]) return bin;
+        *rank -= bins[bin];
     }
-    return 0;
+    return -1;
+}
+
+/* The keep-th largest of all scores (infinity for none), after a check of them all. */
+static gsp_status find_threshold(gsp_context *context, gsp_choice *choices, size_t count, int64_t keep,
+                                 float *threshold) {
+    uint64_t *bins = gspi_calloc(context, GSPI_BINS, sizeof *bins), rank = (uint64_t)keep;
+    gsp_status status = bins != NULL ? GSP_OK : GSP_ERROR_MEMORY;
+    for (size_t i = 0; i < count && status == GSP_OK; i++)
+        status = scan_scores(context, &choices[i], scan_upper, 0, bins);
+    *threshold = keep == 0 ? INFINITY : 0;
+    if (status == GSP_OK && keep > 0) {
+        const int64_t upper = bin_of(bins, &rank);
+        memset(bins, 0, GSPI_BINS * sizeof *bins);
+        for (size_t i = 0; i < count && status == GSP_OK && upper >= 0; i++)
+            status = scan_scores(context, &choices[i], scan_lower, (uint32_t)upper, bins);
+        const int64_t lower = upper < 0 ? -1 : bin_of(bins, &rank);
+        if (status == GSP_OK && lower >= 0) {
+            const uint32_t bits = (uint32_t)(upper << 16 | lower);
+            memcpy(threshold, &bits, sizeof bits);
+        }
+    }
+    gspi_free(context, bins);
+    return status;
 }
 
 /* --------------------------------------------------- ladders of one matrix */
@@ -144,9 +178,12 @@ static gsp_status count_above(void *argument, int64_t row, int worker) {
     (void)worker;
     task *work = argument;
     const float *scores = work->choice->scores + row * work->choice->cols;
-    int64_t above = 0;
-    for (int64_t col = 0; col < work->choice->cols; col++) above += scores[col] > work->threshold;
-    work->above[row] = above;
+    int64_t above = 0, equal = 0;
+    for (int64_t col = 0; col < work->choice->cols; col++) {
+        above += scores[col] > work->threshold;
+        equal += scores[col] == work->threshold;
+    }
+    work->above[row] = above + (work->inclusive ? equal : 0);
     return GSP_OK;
 }
 
@@ -390,13 +427,12 @@ static gsp_status solve_short(task *work, int64_t keep) {
 /* One matrix by the rule of budgets; fills in the bundles of its ladders. */
 static gsp_status solve_one(task *work, int64_t keep) {
     const bool blocks = work->choice->pattern.kind == GSP_BLOCK;
-    if (!blocks && work->ladders[work->count - 1].size != work->ladders[0].size)
-        return solve_short(work, keep);
+    if (!blocks && work->ladders[work->count - 1].size < work->grid.banks) return solve_short(work, keep);
     for (bool grown = true; grown;) {
         gspi_open_ladders(work->ladders, work->count);
         const int64_t kept = gspi_allot(work->ladders, work->count, keep);
         GSP_TRY(grow(work, 1, &grown));
-        if (!grown) GSP_CHECK(blocks || (kept <= keep && kept > keep - work->ladders[0].size), GSP_ERROR_BUDGET);
+        if (!grown) GSP_CHECK(blocks || (kept <= keep && kept > keep - work->grid.banks), GSP_ERROR_BUDGET);
     }
     return GSP_OK;
 }
@@ -514,6 +550,10 @@ static gsp_status survey_task(gsp_context *context, task *work, gsp_method metho
         for (gspi_order order = 0; order < GSPI_ORDERS && status == GSP_OK; order++) {
             double value = 0;
             gspi_survey *survey = NULL;
+            if (order == GSPI_ORDER_BY_COUNT || order == GSPI_ORDER_BY_INCLUSIVE_COUNT) {
+                work->inclusive = order == GSPI_ORDER_BY_INCLUSIVE_COUNT;
+                gspi_parallel_on(work->workers, work->choice->rows, count_above, work);
+            }
             status = gspi_order_rows(context, &work->grid, order, work->above, work->threshold, tried);
             if (status == GSP_OK) status = survey_order(context, work, tried, method, &survey, &value);
             if (status != GSP_OK) break;
@@ -793,20 +833,18 @@ gsp_status gsp_choose(gsp_context *context, gsp_choice *choices, size_t count, i
     GSP_CHECK(keep >= least && keep < most + (one_gs ? (int64_t)choices[0].pattern.banks : INT64_MAX - most),
               GSP_ERROR_BUDGET);
 
-    uint64_t *bins = gspi_calloc(context, GSPI_BINS, sizeof *bins);
     task *tasks = gspi_calloc(context, count, sizeof *tasks);
-    gsp_status status = bins && tasks ? GSP_OK : GSP_ERROR_MEMORY;
-    for (size_t i = 0; i < count && status == GSP_OK; i++) {
-        status = scan_scores(context, &choices[i], bins);
-        if (status == GSP_OK) status = open_task(context, &tasks[i], &choices[i], (int64_t)i);
-    }
+    GSP_CHECK(tasks != NULL, GSP_ERROR_MEMORY);
+    float threshold;
+    gsp_status status = find_threshold(context, choices, count, keep, &threshold);
+    for (size_t i = 0; i < count && status == GSP_OK; i++)
+        status = open_task(context, &tasks[i], &choices[i], (int64_t)i);
     if (status == GSP_OK && choices[0].pattern.kind != GSP_NM)
-        status = solve(context, tasks, count, keep, threshold_of(bins, keep), method, bound);
+        status = solve(context, tasks, count, keep, threshold, method, bound);
     for (size_t i = 0; i < count && status == GSP_OK; i++) status = finish(context, &tasks[i]);
     if (status == GSP_OK && prices != NULL && one_gs && method == GSP_EXACT)
         status = make_prices(context, &tasks[0], prices);
-    for (size_t i = 0; i < count && tasks != NULL; i++) close_task(context, &tasks[i]);
+    for (size_t i = 0; i < count; i++) close_task(context, &tasks[i]);
     gspi_free(context, tasks);
-    gspi_free(context, bins);
     return status;
 }

@@ -39,7 +39,7 @@ gsp_status gspi_sort_rows(gsp_context *context, const int64_t *key, int64_t rows
     return GSP_OK;
 }
 
-/* count[row * banks + bank]: scores above the threshold. */
+/* count[row * banks + bank]: scores not below the threshold. */
 static void count_banks(const gspi_grid *grid, float threshold, int32_t *count) {
     memset(count, 0, (size_t)(grid->rows * grid->banks) * sizeof *count);
     for (int64_t row = 0; row < grid->rows; row++) {
@@ -48,11 +48,11 @@ static void count_banks(const gspi_grid *grid, float threshold, int32_t *count) 
         if (grid->pattern.layout == GSP_INTERLEAVED) {
             for (int64_t begin = 0; begin < grid->cols; begin += grid->banks)
                 for (int64_t bank = 0; bank < gspi_min(grid->banks, grid->cols - begin); bank++)
-                    of_row[bank] += scores[begin + bank] > threshold;
+                    of_row[bank] += scores[begin + bank] >= threshold;
         } else {
             for (int64_t bank = 0; bank < grid->banks; bank++)
                 for (int64_t col = grid->bank_begin[bank]; col < grid->bank_begin[bank + 1]; col++)
-                    of_row[bank] += scores[col] > threshold;
+                    of_row[bank] += scores[col] >= threshold;
         }
     }
 }
@@ -111,7 +111,7 @@ gsp_status gspi_order_rows(gsp_context *context, const gspi_grid *grid, gspi_ord
         return GSP_OK;
     }
     GSP_TRY(gspi_sort_rows(context, above, grid->rows, true, row_order));
-    if (order == GSPI_ORDER_BY_COUNT) return GSP_OK;
+    if (order != GSPI_ORDER_BY_BANKS) return GSP_OK;
 
     int32_t *count = gspi_alloc(context, (size_t)(grid->rows * grid->banks), sizeof *count);
     int64_t *totals = gspi_calloc(context, (size_t)(grid->groups * grid->banks), sizeof *totals);
