@@ -43,7 +43,6 @@ from gspattern.patterns import (
 )
 
 # encode
-
 # plan, multiply
 from gspattern.plans import (
     CpuInfo,

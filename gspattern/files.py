@@ -500,7 +500,7 @@ def write_joined(matrix: GSMatrix) -> tuple[Array, Array, Array | None]:
     Raises
     ------
     ValueError
-        For another dtype, and for rows or columns that do not fit the integers.
+        For another dtype, and for columns (with scatter, rows) that do not fit the integers.
     """
     _require_gs(matrix)
     word = next((w for w, v in JOINED.items() if v == matrix.values.dtype), None)
@@ -510,10 +510,11 @@ def write_joined(matrix: GSMatrix) -> tuple[Array, Array, Array | None]:
             'use matrix.astype("float16")'
         )
     limit = int(np.iinfo(word).max)
-    if max(matrix.shape) > limit:
+    rows, cols = matrix.shape
+    if cols > limit or (matrix.row_order is not None and rows > limit):
         raise ValueError(
-            f"{word.name} reaches {limit} rows and columns, got shape {matrix.shape}; "
-            'use matrix.astype("float32")'
+            f"{word.name} reaches {limit} columns, and rows with scatter, got shape "
+            f'{matrix.shape}; use matrix.astype("float32")'
         )
     columns, values = _to_slots(matrix)
     joined = np.stack([values.view(word), columns.astype(word)], axis=1).reshape(-1)

@@ -765,7 +765,7 @@ def test_joined_of_the_wrong_pattern() -> None:
         gs.write_joined(example_matrix("irregular"))
     with pytest.raises(ValueError, match="float16 or float32 values, got bfloat16"):
         gs.write_joined(example_matrix("gs(4,4)", dtype="bfloat16"))
-    with pytest.raises(ValueError, match="reaches 65535 rows and columns"):
+    with pytest.raises(ValueError, match="uint16 reaches 65535 columns"):
         gs.write_joined(example_matrix("gs(4,4)", (1, 70_000), "float16"))
 
 
