@@ -29,6 +29,7 @@ typedef struct {
     int64_t *row_kept;
     int workers;
     int64_t index, share; /* which choice, and what the threshold gives it */
+    int64_t spare, excess; /* nonzeros by which whole bundles miss max_keep and min_keep */
     float threshold;
     bool inclusive;
 } task;
@@ -582,6 +583,47 @@ static gsp_status survey_task(gsp_context *context, task *work, gsp_method metho
 
 /* ------------------------------------------------------------ several matrices */
 
+/* Score per nonzero of the best bundle beyond all ceilings (0: none), and of the worst one that the floors
+ * force (infinity: none). */
+static double beyond_ceiling(const task *work) {
+    double best = 0;
+    for (int64_t i = 0; i < work->count; i++) {
+        const gspi_ladder *ladder = &work->ladders[i];
+        if (ladder->ceiling < gspi_min(ladder->high, ladder->last))
+            best = fmax(best, ladder->gain[ladder->ceiling - ladder->first] / (double)ladder->size);
+    }
+    return best;
+}
+
+static double below_floor(const task *work) {
+    double worst = INFINITY;
+    for (int64_t i = 0; i < work->count; i++) {
+        const gspi_ladder *ladder = &work->ladders[i];
+        if (ladder->floor > gspi_max(ladder->low, ladder->first))
+            worst = fmin(worst, ladder->gain[ladder->floor - 1 - ladder->first] / (double)ladder->size);
+    }
+    return worst;
+}
+
+/* Limits of one matrix become floors and ceilings of its ladders. Bundles may not meet a limit to the
+ * nonzero; the bound must allow for that part of a bundle. */
+static void set_own_limits(task *work) {
+    const gsp_choice *choice = work->choice;
+    int64_t size = 1;
+    gspi_open_ladders(work->ladders, work->count);
+    for (int64_t i = 0; i < work->count; i++) size = gspi_max(size, work->ladders[i].size);
+    work->spare = work->excess = 0;
+    if (choice->max_keep >= 0) {
+        work->spare = choice->max_keep - gspi_allot(work->ladders, work->count, choice->max_keep);
+        for (int64_t i = 0; i < work->count; i++) work->ladders[i].ceiling = work->ladders[i].bundles;
+    }
+    if (choice->min_keep > 0) {
+        const int64_t kept = gspi_allot(work->ladders, work->count, choice->min_keep + size - 1);
+        work->excess = gspi_max(0, kept - choice->min_keep);
+        for (int64_t i = 0; i < work->count; i++) work->ladders[i].floor = work->ladders[i].bundles;
+    }
+}
+
 /* Bundles of all in order of score per nonzero, within each matrix's own limits. */
 static gsp_status solve_many(gsp_context *context, task *tasks, size_t count, int64_t keep, double *bound) {
     int64_t total = 0;
@@ -590,36 +632,33 @@ static gsp_status solve_many(gsp_context *context, task *tasks, size_t count, in
     GSP_CHECK(all != NULL, GSP_ERROR_MEMORY);
     gsp_status status = GSP_OK;
     for (bool grown = true; grown && status == GSP_OK;) {
-        int64_t at = 0, kept = 0;
+        int64_t at = 0;
         for (size_t i = 0; i < count; i++) {
-            task *work = &tasks[i];
-            gspi_open_ladders(work->ladders, work->count);
-            int64_t size = 1;
-            for (int64_t g = 0; g < work->count; g++) size = gspi_max(size, work->ladders[g].size);
-            if (work->choice->max_keep >= 0) {
-                gspi_allot(work->ladders, work->count, work->choice->max_keep);
-                for (int64_t g = 0; g < work->count; g++) work->ladders[g].ceiling = work->ladders[g].bundles;
-            }
-            if (work->choice->min_keep > 0) {
-                gspi_allot(work->ladders, work->count, work->choice->min_keep + size - 1);
-                for (int64_t g = 0; g < work->count; g++) work->ladders[g].floor = work->ladders[g].bundles;
-            }
-            memcpy(all + at, work->ladders, (size_t)work->count * sizeof *all);
-            at += work->count;
+            set_own_limits(&tasks[i]);
+            memcpy(all + at, tasks[i].ladders, (size_t)tasks[i].count * sizeof *all);
+            at += tasks[i].count;
         }
-        kept = gspi_allot(all, total, keep);
-        double next = 0, value = 0;
-        for (int64_t g = 0; g < total; g++) {
-            const gspi_ladder *ladder = &all[g];
-            value += gspi_ladder_value(ladder, ladder->bundles);
-            if (ladder->bundles < ladder->ceiling)
-                next = fmax(next, ladder->gain[ladder->bundles - ladder->first] / (double)ladder->size);
-        }
-        *bound = value + (double)(keep - kept) * next;
+        const int64_t kept = gspi_allot(all, total, keep);
         at = 0;
         for (size_t i = 0; i < count; i++) {
             memcpy(tasks[i].ladders, all + at, (size_t)tasks[i].count * sizeof *all);
             at += tasks[i].count;
+        }
+        /* The Lagrangian at the price of the first bundle left out is a bound for any selection. */
+        double price = 0;
+        *bound = 0;
+        for (int64_t i = 0; i < total; i++) {
+            const gspi_ladder *ladder = &all[i];
+            *bound += gspi_ladder_value(ladder, ladder->bundles);
+            if (ladder->bundles < ladder->ceiling)
+                price = fmax(price, ladder->gain[ladder->bundles - ladder->first] / (double)ladder->size);
+        }
+        *bound += (double)(keep - kept) * price;
+        for (size_t i = 0; i < count; i++) {
+            if (tasks[i].spare > 0)
+                *bound += (double)tasks[i].spare * fmax(0, beyond_ceiling(&tasks[i]) - price);
+            if (tasks[i].excess > 0)
+                *bound += (double)tasks[i].excess * fmax(0, price - below_floor(&tasks[i]));
         }
         status = grow(tasks, count, &grown);
         if (status == GSP_OK && !grown && kept > keep) status = GSP_ERROR_BUDGET;
