@@ -1,0 +1,124 @@
+"""What was pruned, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One pruned weight.
+
+    Attributes
+    ----------
+    name : str
+        Of the parameter.
+    shape : (int, int)
+        Rows M and columns K.
+    pattern : str
+        Resolved.
+    asked, sparsity : float or None, float
+        The share of zeros that was asked for (None where the pattern fixes it), and the one that it has now.
+    kept : float
+        Score kept when the mask was chosen, relative to the irregular mask of the same count.
+    empty_rows : int
+        Outputs that have lost all their inputs.
+    nbytes, dense_nbytes : int
+        Bytes of the matrix in its compact format, and dense.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    pattern: str
+    asked: float | None
+    sparsity: float
+    kept: float
+    empty_rows: int
+    nbytes: int
+    dense_nbytes: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """A table of pruned weights: iterate over its `rows`, or print it."""
+
+    rows: tuple[LayerReport, ...]
+
+    def __iter__(self) -> Iterator[LayerReport]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def sparsity(self) -> float:
+        """The share of zeros in all these weights together."""
+        sizes = [row.shape[0] * row.shape[1] for row in self.rows]
+        zeros = sum(row.sparsity * size for row, size in zip(self.rows, sizes, strict=True))
+        return zeros / sum(sizes)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(row.nbytes for row in self.rows)
+
+    @property
+    def dense_nbytes(self) -> int:
+        return sum(row.dense_nbytes for row in self.rows)
+
+    def cells(self) -> list[tuple[str, ...]]:
+        """The table as text: a head, a line for each weight, and the sum of them all."""
+        head = (
+            "weight", "shape", "pattern", "asked", "sparsity", "kept", "empty rows", "bytes", "of dense",
+        )  # fmt: skip
+        lines = [
+            (
+                row.name,
+                f"{row.shape[0]} x {row.shape[1]}",
+                row.pattern,
+                "" if row.asked is None else f"{row.asked:.4f}",
+                f"{row.sparsity:.4f}",
+                f"{row.kept:.4f}",
+                str(row.empty_rows),
+                f"{row.nbytes:,}",
+                f"{row.nbytes / row.dense_nbytes:.1%}",
+            )
+            for row in self.rows
+        ]
+        total = (
+            "all", "", "", "", f"{self.sparsity:.4f}", "", str(sum(r.empty_rows for r in self.rows)),
+            f"{self.nbytes:,}", f"{self.nbytes / self.dense_nbytes:.1%}",
+        )  # fmt: skip
+        return [head, *lines, total]
+
+    def __str__(self) -> str:
+        cells = self.cells()
+        widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+        text = [
+            "  ".join(
+                cell.ljust(width) if i in (0, 2) else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in cells
+        ]
+        rule = "-" * max(map(len, text))
+        return "\n".join([text[0], rule, *text[1:-1], rule, text[-1]])
+
+
+def kept_share(scores: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_]) -> float:
+    """The score that a mask keeps, relative to what the irregular mask of the same count keeps.
+
+    Parameters
+    ----------
+    scores : ndarray of float32, [M, K]
+    mask : ndarray of bool, [M, K]
+    """
+    count = int(mask.sum())
+    if count in (0, scores.size):
+        return 1.0
+    largest = np.partition(scores, scores.size - count, axis=None)[-count:]
+    most = float(largest.sum(dtype=np.float64))
+    return float(scores[mask].sum(dtype=np.float64)) / most if most > 0 else 1.0

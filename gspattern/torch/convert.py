@@ -1,0 +1,167 @@
+"""From a pruned model to one that is smaller and faster."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import nn
+
+from gspattern.patterns import Pattern, parse_pattern
+from gspattern.torch.modules import GSLinear
+from gspattern.torch.pruner import Patterns, Pruner
+from gspattern.torch.targets import carried, lookup
+
+logger = logging.getLogger("gspattern")
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def convert(
+    model: M,
+    pruner: Pruner | None = None,
+    pattern: Patterns | None = None,
+    dtype: str | None = None,
+    keep_dense: Literal["auto"] | bool = "auto",
+    example_inputs: Any = None,
+) -> M:
+    """A copy of a pruned model whose pruned layers are compact and run the C kernels.
+
+    Parameters
+    ----------
+    model : Module
+        Pruned by `Pruner` or `prune_`: its layers know their masks. It is not changed.
+    pruner : Pruner, optional
+        The one that pruned the model: weights are masked once more, so that nothing stray is left.
+    pattern : str, Pattern, or dict of glob to these, optional
+        For layers that were pruned by other means: every linear layer that is named (without a dict: at
+        least half zeros) and carries no pattern of its own is encoded with this one.
+    dtype : str, optional
+        Of the compact values: "float32", "float64", "float16", "bfloat16" or "int8"; None for the model's.
+    keep_dense : "auto" or bool
+        "auto" measures every layer, and keeps it dense where dense is faster (this is logged). False
+        converts all; True none.
+    example_inputs : Tensor or tuple, optional
+        What the model is called with, for "auto" to measure at the sizes that count. Without it, layers
+        are measured with one sample.
+
+    Returns
+    -------
+    Module
+        A copy, of the same class.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to convert, or weights outside a mask are not zero.
+    """
+    if keep_dense not in ("auto", True, False):
+        raise ValueError(f'keep_dense must be "auto", True or False, got {keep_dense!r}')
+    if pruner is not None:
+        if pruner.model is not model:
+            raise ValueError("this Pruner belongs to another model")
+        pruner.apply()
+    chosen = _layers(model, pattern)
+    if not chosen:
+        raise ValueError(
+            "nothing to convert: no linear layer of this model carries a mask; prune it with Pruner or "
+            'prune_, or give the pattern of its zeros, such as pattern="irregular"'
+        )
+    fast = copy.deepcopy(model)
+    if keep_dense is True:
+        return fast
+    inputs = _record(model, list(chosen), example_inputs) if keep_dense == "auto" else {}
+    # One layer that stands in several places becomes one compact layer in all of them.
+    made: dict[int, nn.Module] = {}
+    for name, given in chosen.items():
+        layer = fast.get_submodule(name)
+        if id(layer) not in made:
+            assert isinstance(layer, nn.Linear)
+            try:
+                compact = GSLinear.from_linear(layer, given, dtype)
+            except ValueError as error:
+                raise type(error)(f"{name or 'the model'}: {error}") from None
+            compact.train(layer.training)
+            wins = keep_dense == "auto" and _dense_wins(name, layer, compact, inputs.get(name))
+            made[id(layer)] = layer if wins else compact
+        if not name:
+            return made[id(layer)]  # type: ignore[return-value]
+        parent, _, attribute = name.rpartition(".")
+        setattr(fast.get_submodule(parent), attribute, made[id(layer)])
+    return fast
+
+
+def _layers(model: nn.Module, pattern: Patterns | None) -> dict[str, Pattern | None]:
+    """The layers to convert, each with the pattern given for it, None where it carries its own."""
+    table = None
+    if pattern is not None:
+        by_name = isinstance(pattern, Mapping)
+        table = {
+            glob: parse_pattern(p)
+            for glob, p in (pattern.items() if isinstance(pattern, Mapping) else [("*", pattern)])
+        }
+    chosen: dict[str, Pattern | None] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        # A subclass with a forward of its own, or one whose weight others read, is not simply a product.
+        if type(module) is not nn.Linear:
+            continue
+        if "weight" in carried(module):
+            chosen[name] = None
+        elif table is not None:
+            found = lookup(f"{name}.weight" if name else "weight", table)
+            zeros = float((module.weight.detach() == 0).double().mean())
+            if found is not None and (by_name or zeros >= 0.5):
+                chosen[name] = found
+    return chosen
+
+
+def _record(model: nn.Module, names: list[str], example: Any) -> dict[str, torch.Tensor]:
+    """The first input of every named layer when the model is called with the example."""
+    if example is None:
+        return {}
+    seen: dict[str, torch.Tensor] = {}
+
+    def hook_for(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            seen.setdefault(name, args[0].detach().clone())
+
+        return hook
+
+    hooks = [model.get_submodule(name).register_forward_pre_hook(hook_for(name)) for name in names]
+    training = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        with torch.no_grad():
+            model(*example) if isinstance(example, tuple) else model(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, mode in training.items():
+            module.training = mode
+    return seen
+
+
+def _dense_wins(
+    name: str, layer: nn.Linear, compact: GSLinear, x: torch.Tensor | None, rounds: int = 30
+) -> bool:
+    """Whether the dense layer is the faster one: best of `rounds`, taken in turns."""
+    if x is None:
+        x = torch.linspace(-1, 1, layer.in_features, dtype=layer.weight.dtype).reshape(1, -1)
+    best = [float("inf"), float("inf")]
+    with torch.inference_mode():
+        for _ in range(rounds + 3):  # the first rounds make the plan and warm the caches
+            for i, module in enumerate((layer, compact)):
+                start = time.perf_counter()
+                module(x)
+                best[i] = min(best[i], time.perf_counter() - start)
+    dense, sparse = best
+    logger.info(
+        "%s: dense %.1f us, %s %.1f us for an input of %s: %s",
+        name, dense * 1e6, compact.matrix.pattern, sparse * 1e6, tuple(x.shape),
+        "stays dense" if dense < sparse else "compact",
+    )  # fmt: skip
+    return dense < sparse
