@@ -1,0 +1,267 @@
+"""The command line: `gspattern check | info | prune` on safetensors files."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from gspattern.files import load_file, save_file
+from gspattern.masks import check as check_mask
+from gspattern.masks import choose_mask
+from gspattern.matrices import Matrix, as_matrix, encode, from_matrix
+from gspattern.patterns import NM, parse_pattern
+from gspattern.report import LayerReport, Report, kept_share
+
+try:
+    import typer
+    from rich.console import Console
+    from rich.progress import track
+    from rich.table import Table
+except ModuleNotFoundError as error:
+    sys.exit(
+        f'the command line needs {(error.name or "").partition(".")[0]}: pip install "gspattern[cli]"'
+    )
+
+Arrays = dict[str, "Matrix | npt.NDArray[Any]"]
+FLOATS = ("float64", "float32", "float16", "bfloat16")
+MOST_VIOLATIONS = 10  # shown for one tensor
+
+Method = Literal["exact", "greedy"]
+
+app = typer.Typer(
+    help="Load-balanced gather-scatter (GS) patterns for sparse neural networks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+FileArgument = Annotated[Path, typer.Argument(help="A safetensors file, dense or compact.")]
+PatternOption = Annotated[
+    str, typer.Option("--pattern", "-p", help='Such as "gs(16,16)", "gs(16,1)+scatter", "2:4".')
+]
+
+
+@app.command()
+def info(file: FileArgument) -> None:
+    """List what a file holds: matrices with pattern, nonzeros and bytes, and plain tensors."""
+    with _plain_errors():
+        tensors = load_file(file)
+    table = Table(title=str(file))
+    for head in ("name", "pattern", "shape", "dtype"):
+        table.add_column(head, overflow="fold")
+    for head in ("nonzeros", "bytes", "of dense"):
+        table.add_column(head, justify="right")
+    total = dense_total = 0
+    for name, tensor in sorted(tensors.items()):
+        size = int(np.prod(tensor.shape, dtype=np.int64))
+        dense = size * np.dtype(tensor.dtype).itemsize
+        compact = isinstance(tensor, Matrix)
+        nonzeros = tensor.nnz if isinstance(tensor, Matrix) else int(np.count_nonzero(tensor))
+        total += tensor.nbytes
+        dense_total += dense
+        table.add_row(
+            name,
+            str(tensor.pattern) if isinstance(tensor, Matrix) else "",
+            " x ".join(map(str, tensor.shape)),
+            str(tensor.dtype),
+            f"{nonzeros:,}" + (f" ({nonzeros / size:.1%})" if size else ""),
+            f"{tensor.nbytes:,}",
+            f"{tensor.nbytes / dense:.1%}" if compact and dense else "",
+        )
+    table.add_section()
+    ratio = f"{total / dense_total:.1%}" if dense_total else ""
+    table.add_row("all", "", "", "", "", f"{total:,}", ratio)
+    _console().print(table)
+
+
+@app.command()
+def check(
+    file: FileArgument,
+    pattern: PatternOption,
+    tensor: Annotated[
+        list[str] | None,
+        typer.Option("--tensor", "-t", help="Name or glob; again for more. Default: all weights."),
+    ] = None,
+) -> None:
+    """Say whether the zeros of weights have a pattern; exit status 1 if not.
+
+    Rows of a dense tensor are taken in their natural order: only a compact file knows the order that
+    scatter has chosen.
+    """
+    with _plain_errors():
+        wanted = parse_pattern(pattern)
+        tensors = _weights(load_file(file), tensor, None)
+        valid = True
+        for name, weight in tensors.items():
+            if isinstance(weight, Matrix):
+                array, order = weight.mask(), weight.row_order
+            else:
+                array, order = as_matrix(weight) != 0, None
+            shape = (array.shape[0], array.shape[1])
+            result = check_mask(array, wanted.resolve(shape), row_order=order)
+            valid &= bool(result)
+            if result:
+                print(f"{name}: valid")
+                continue
+            print(f"{name}: not {wanted}, {len(result.violations)} violations")
+            if wanted.scatter and order is None:
+                print(
+                    "  (the file does not say how rows are ordered: taken in their natural order)"
+                )
+            for v in result.violations[:MOST_VIOLATIONS]:
+                where = f"group {v.group}"
+                where += "" if v.row is None else f", row {v.row}"
+                where += "" if v.bank is None else f", bank {v.bank}"
+                print(f"  {where}: {v.count} nonzeros, expected {v.expected}")
+            if len(result.violations) > MOST_VIOLATIONS:
+                print(f"  ... and {len(result.violations) - MOST_VIOLATIONS} more")
+    if not valid:
+        raise typer.Exit(1)
+
+
+@app.command()
+def prune(
+    source: Annotated[Path, typer.Argument(help="A safetensors file of dense tensors.")],
+    target: Annotated[Path, typer.Argument(help="The file to write.")],
+    pattern: PatternOption,
+    sparsity: Annotated[
+        float | None,
+        typer.Option("--sparsity", "-s", help="Share of zeros in [0, 1); not for n:m."),
+    ] = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(help="Name or glob of weights to prune; again for more. Default: all."),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Name or glob of weights to leave dense.")
+    ] = None,
+    method: Annotated[Method, typer.Option(help="How masks are chosen.")] = "exact",
+    dense: Annotated[
+        bool, typer.Option("--dense", help="Write dense tensors with zeros, not compact matrices.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the target.")] = False,
+) -> None:
+    """Prune the weights of a file once, by magnitude, each to the same sparsity.
+
+    Weights are all floating-point tensors of two to four dimensions. Mind embeddings, the first convolution and the
+    last layer, which are best left dense: --exclude them.
+    """
+    with _plain_errors():
+        wanted = parse_pattern(pattern)
+        if sparsity is None and not isinstance(wanted, NM):
+            raise ValueError("--sparsity is needed: the share of zeros, such as 0.9")
+        if target.exists() and not force:
+            raise FileExistsError(f"{target} exists; give --force to overwrite it")
+        tensors = load_file(source)
+        weights = _weights(tensors, include, exclude)
+        result: Arrays = dict(tensors)
+        rows = []
+        bar = track(weights.items(), "pruning", console=Console(stderr=True), transient=True)
+        for name, weight in bar:
+            if isinstance(weight, Matrix):
+                raise ValueError(f"{name} is compact already ({weight.pattern}); --exclude it")
+            matrix, row = _prune_one(name, weight, pattern, sparsity, method)
+            rows.append(row)
+            result[name] = _masked(weight, matrix) if dense else matrix
+        if dense:
+            _save_dense(result, target)
+        else:
+            save_file(result, target)
+    report = Report(tuple(rows))
+    table = Table()
+    head, *lines, total = report.cells()
+    for i, cell in enumerate(head):
+        table.add_column(cell, justify="left" if i in (0, 2) else "right", overflow="fold")
+    for line in lines:
+        table.add_row(*line)
+    table.add_section()
+    table.add_row(*total)
+    _console().print(table)
+    print(f"{target}: {target.stat().st_size:,} bytes, {source}: {source.stat().st_size:,} bytes")
+
+
+def _prune_one(
+    name: str, weight: npt.NDArray[Any], pattern: str, sparsity: float | None, method: Method
+) -> tuple[Matrix, LayerReport]:
+    flat = np.ascontiguousarray(as_matrix(weight))
+    shape = (flat.shape[0], flat.shape[1])
+    try:
+        resolved = parse_pattern(pattern).resolve(shape)
+        scores = np.abs(flat.astype(np.float32))
+        selection = choose_mask(scores, resolved, sparsity, method=method)
+        mask = from_matrix(selection.mask, weight.shape)
+        matrix = encode(weight, resolved, mask=mask, row_order=selection.row_order)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error} (or --exclude it)") from None
+    row = LayerReport(
+        name=name,
+        shape=shape,
+        pattern=str(resolved),
+        asked=sparsity,
+        sparsity=1 - float(selection.mask.mean()),
+        kept=kept_share(scores, selection.mask),
+        empty_rows=selection.empty_rows,
+        nbytes=matrix.nbytes,
+        dense_nbytes=flat.nbytes,
+    )
+    return matrix, row
+
+
+def _masked(weight: npt.NDArray[Any], matrix: Matrix) -> npt.NDArray[Any]:
+    return np.ascontiguousarray(from_matrix(matrix.to_dense(), weight.shape))
+
+
+def _save_dense(tensors: Arrays, target: Path) -> None:
+    from safetensors.numpy import save_file as save_arrays
+
+    save_arrays({name: np.asarray(array) for name, array in tensors.items()}, target)
+
+
+def _weights(tensors: Arrays, include: list[str] | None, exclude: list[str] | None) -> Arrays:
+    """The tensors that are weights and are asked for; ValueError if a glob means none."""
+    weights = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if isinstance(tensor, Matrix)
+        or (2 <= tensor.ndim <= 4 and str(tensor.dtype) in FLOATS and tensor.size)
+    }
+    for glob in (include or []) + (exclude or []):
+        if not any(fnmatchcase(name, glob) for name in weights):
+            raise ValueError(
+                f"{glob!r} means no weight of this file; there are: {', '.join(weights) or 'none'}"
+            )
+    chosen = {
+        name: tensor
+        for name, tensor in weights.items()
+        if (not include or any(fnmatchcase(name, glob) for glob in include))
+        and not any(fnmatchcase(name, glob) for glob in exclude or ())
+    }
+    if not chosen:
+        raise ValueError("no weights are left: the file has " + (", ".join(weights) or "none"))
+    return chosen
+
+
+def _console() -> Console:
+    # A table that is piped on is not cut to the width of a terminal that is not there.
+    return Console() if sys.stdout.isatty() else Console(width=160)
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Errors that the user can mend are one line and exit status 2."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="gspattern")

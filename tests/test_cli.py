@@ -1,0 +1,192 @@
+"""The command line, in this process and once in one of its own."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file as load_arrays
+from safetensors.numpy import save_file as save_arrays
+
+pytest.importorskip("typer", reason="the extra `cli` is not installed")
+
+from typer.testing import CliRunner
+
+import gspattern as gs
+from gspattern.cli import app
+
+
+@pytest.fixture
+def dense(tmp_path):
+    rng = np.random.default_rng(0)
+    tensors = {
+        "fc1.weight": rng.standard_normal((32, 48), dtype=np.float32),
+        "fc1.bias": rng.standard_normal(32, dtype=np.float32),
+        "conv.weight": rng.standard_normal((16, 16, 3, 3), dtype=np.float32),
+        "half.weight": rng.standard_normal((16, 32)).astype(np.float16),
+        "steps": np.array(7),
+    }
+    save_arrays(tensors, tmp_path / "dense.safetensors")
+    return tmp_path / "dense.safetensors", tensors
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, list(map(str, arguments)))
+
+
+def pruned(dense, *options):
+    source, _ = dense
+    target = source.with_name("out.safetensors")
+    result = run("prune", source, target, *options)
+    assert result.exit_code == 0, result.output
+    return target, result.stdout
+
+
+def test_prune_to_a_compact_file(dense):
+    target, output = pruned(dense, "-p", "gs(16,16)", "-s", 0.75, "--exclude", "conv*")
+    loaded = gs.load_file(target)
+    _, tensors = dense
+    assert loaded.keys() == tensors.keys()
+    for name, original in tensors.items():
+        if name not in ("fc1.weight", "half.weight"):
+            assert np.array_equal(loaded[name], original)
+            continue
+        matrix = loaded[name]
+        assert str(matrix.pattern) == "gs(16,16)"
+        assert matrix.dtype == original.dtype
+        keep = round(0.25 * original.size)
+        assert keep - 16 < matrix.nnz <= keep
+        array = matrix.to_dense()
+        assert np.array_equal(array[array != 0], original[array != 0])
+        assert f"{matrix.nbytes:,}" in output
+    assert f"{target.stat().st_size:,} bytes" in output
+    # The best elements of each bank of a row, by brute force, keep the most.
+    selection = gs.choose_mask(np.abs(tensors["fc1.weight"]), "gs(16,16)", sparsity=0.75)
+    assert np.array_equal(loaded["fc1.weight"].to_dense() != 0, selection.mask)
+
+
+def test_prune_to_dense_tensors(dense):
+    target, _ = pruned(dense, "-p", "irregular", "-s", 0.9, "--dense", "--method", "greedy")
+    loaded = load_arrays(target)
+    _, tensors = dense
+    assert loaded.keys() == tensors.keys()
+    for name in ("fc1.weight", "conv.weight", "half.weight"):
+        original = tensors[name]
+        array = loaded[name]
+        assert (array.shape, array.dtype) == (original.shape, original.dtype)
+        assert np.count_nonzero(array) == round(0.1 * array.size)
+        least = np.abs(array[array != 0]).min()
+        assert np.abs(original[array == 0]).max() <= least
+    assert np.array_equal(loaded["fc1.bias"], tensors["fc1.bias"])
+
+
+def test_convolutions_are_pruned_in_the_matrix_view(dense):
+    target, _ = pruned(dense, "-p", "gs(16,16)", "-s", 0.75, "--include", "conv.weight", "--dense")
+    weight = load_arrays(target)["conv.weight"]
+    view = weight.transpose(0, 2, 3, 1).reshape(16, -1)  # taps, then input channels
+    assert gs.check(view != 0, "gs(16,16)")
+    assert run("check", target, "-p", "gs(16,16)", "-t", "conv.weight").exit_code == 0
+
+
+def test_nm_needs_no_sparsity(dense):
+    target, _ = pruned(dense, "-p", "2:4", "--include", "fc1.weight")
+    counts = (gs.load_file(target)["fc1.weight"].to_dense() != 0).reshape(32, 12, 4).sum(axis=2)
+    assert (counts == 2).all()
+
+
+def test_check(dense):
+    target, _ = pruned(dense, "-p", "gs(16,1)+scatter", "-s", 0.75, "--include", "fc1.weight")
+    good = run("check", target, "--pattern", "gs(16,1)+scatter", "--tensor", "fc1.*")
+    assert (good.exit_code, good.stdout) == (0, "fc1.weight: valid\n")
+    bad = run("check", target, "--pattern", "block(1,16)", "--tensor", "fc1.*")
+    assert bad.exit_code == 1
+    mask = gs.load_file(target)["fc1.weight"].to_dense() != 0
+    violations = gs.check(mask, "block(1,16)").violations
+    assert f"fc1.weight: not block(1,16), {len(violations)} violations" in bad.stdout
+    assert len(bad.stdout.splitlines()) == 1 + min(len(violations), 11)
+    source, _ = dense
+    full = run("check", source, "--pattern", "gs(16,16)")
+    assert full.exit_code == 0
+    assert full.stdout.count("valid") == 3  # full rows of even banks
+
+
+def test_info(dense):
+    target, _ = pruned(dense, "-p", "gs(16,16)", "-s", 0.75, "--include", "fc1.weight")
+    result = run("info", target)
+    assert result.exit_code == 0
+    matrix = gs.load_file(target)["fc1.weight"]
+    line = next(line for line in result.stdout.splitlines() if "fc1.weight" in line)
+    for text in ("gs(16,16)", "32 x 48", "float32", f"{matrix.nnz:,}", f"{matrix.nbytes:,}"):
+        assert text in line
+    assert f"{matrix.nbytes / (32 * 48 * 4):.1%}" in line
+    assert "16 x 16 x 3 x 3" in result.stdout
+
+
+def test_a_file_is_not_overwritten_by_accident(dense):
+    target, _ = pruned(dense, "-p", "gs(16,16)", "-s", 0.5)
+    before = target.read_bytes()
+    again = run("prune", dense[0], target, "-p", "irregular", "-s", 0.9)
+    assert again.exit_code == 2
+    assert "--force" in again.stderr
+    assert target.read_bytes() == before
+    assert run("prune", dense[0], target, "-p", "irregular", "-s", 0.9, "--force").exit_code == 0
+    assert target.read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["-p", "gs(16,5)", "-s", "0.9"], "per_row must divide banks"),
+        (["-p", "gs(16,16)", "-s", "90"], "did you mean 0.9"),
+        (["-p", "gs(16,16)"], "--sparsity is needed"),
+        (["-p", "gs(64,64)", "-s", "0.5"], "fc1.weight: .*48.*--exclude"),
+        (["-p", "gs(16,16)", "-s", "0.5", "--include", "fc2*"], "'fc2\\*' means no weight"),
+    ],
+)
+def test_errors_are_one_line(dense, options, message):
+    source, _ = dense
+    target = source.with_name("none.safetensors")
+    result = run("prune", source, target, *options)
+    assert result.exit_code == 2
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert re.search(message, result.stderr)
+    assert not target.exists()
+
+
+def test_a_damaged_file_is_refused(dense):
+    target, _ = pruned(dense, "-p", "gs(16,16)", "-s", 0.5)
+    data = bytearray(target.read_bytes())
+    data[-3] ^= 1
+    target.write_bytes(data)
+    result = run("info", target)
+    assert result.exit_code == 2
+    assert "[checksum]" in result.stderr
+    missing = run("info", target.with_name("missing.safetensors"))
+    assert missing.exit_code == 2
+    assert "missing.safetensors" in missing.stderr
+
+
+def test_as_a_program(dense):
+    source, _ = dense
+    target = source.with_name("out.safetensors")
+
+    def call(*arguments):
+        command = [sys.executable, "-m", "gspattern", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    done = call("prune", source, target, "--pattern", "gs(cpu)", "--sparsity", 0.5)
+    assert done.returncode == 0, done.stderr
+    assert call("check", target, "--pattern", "gs(cpu)").returncode == 0
+    assert call("check", target, "--pattern", "block(4,4)").returncode == 1
+    assert "prune" in call("--help").stdout
+
+
+@pytest.mark.parametrize("package", ["typer", "rich"])
+def test_missing_extras_are_named(package):
+    code = f"import sys; sys.modules[{package!r}] = None; import gspattern.cli"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == f'the command line needs {package}: pip install "gspattern[cli]"\n'
