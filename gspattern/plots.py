@@ -1,0 +1,131 @@
+"""Pictures: masks with their banks, and accuracy against size. Needs matplotlib (the extra `plot`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gspattern.patterns import Banked, Pattern, parse_pattern
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib.pyplot as pyplot
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            'pictures need matplotlib: pip install "gspattern[plot]"'
+        ) from error
+    return pyplot
+
+
+def mask_image(
+    mask: npt.ArrayLike,
+    pattern: str | Pattern,
+    row_order: npt.ArrayLike | None = None,
+) -> npt.NDArray[np.uint8]:
+    """A mask as an image: every kept element in the colour of its bank, the others white.
+
+    Parameters
+    ----------
+    mask : array_like of bool, [M, K]
+    pattern : str or Pattern
+        Patterns without banks come out in one colour.
+    row_order : array_like of int, [M], optional
+        Rows are drawn as they are grouped.
+
+    Returns
+    -------
+    ndarray of uint8, [M, K, 3]
+        Red, green, blue.
+
+    Raises
+    ------
+    ValueError
+        If the mask is not two-dimensional.
+    """
+    kept = np.asarray(mask, dtype=bool)
+    if kept.ndim != 2:
+        raise ValueError(f"mask must be [rows, columns], got shape {kept.shape}")
+    if row_order is not None:
+        kept = kept[np.asarray(row_order)]
+    rows, cols = kept.shape
+    resolved = parse_pattern(pattern).resolve((rows, cols))
+    image = np.full((rows, cols, 3), 255, np.uint8)
+    if isinstance(resolved, Banked):
+        colours = bank_colours(resolved.banks)[resolved.bank_of(np.arange(cols), cols)]
+    else:
+        colours = np.broadcast_to(np.array([31, 119, 180], np.uint8), (cols, 3))
+    row, column = np.nonzero(kept)
+    image[row, column] = colours[column]
+    return image
+
+
+def bank_colours(banks: int) -> npt.NDArray[np.uint8]:
+    """One colour for every bank, uint8 [banks, 3]: around the colour circle, neighbours far apart in lightness."""
+    from colorsys import hls_to_rgb
+
+    return np.array(
+        [
+            [round(255 * part) for part in hls_to_rgb(b / banks, (0.35, 0.55)[b % 2], 0.8)]
+            for b in range(banks)
+        ],
+        np.uint8,
+    )
+
+
+def plot_mask(
+    mask: npt.ArrayLike,
+    pattern: str | Pattern,
+    row_order: npt.ArrayLike | None = None,
+    ax: Axes | None = None,
+    title: str | None = None,
+) -> Axes:
+    """Draws a mask with its banks coloured; the parameters of `mask_image`, the axes and a title.
+
+    Groups of more than one row are set apart by lines while there are few enough to be seen.
+    """
+    if ax is None:
+        ax = _pyplot().subplots()[1]
+    image = mask_image(mask, pattern, row_order)
+    rows, cols = image.shape[:2]
+    ax.imshow(image, interpolation="nearest", aspect="auto")
+    resolved = parse_pattern(pattern).resolve((rows, cols))
+    if resolved.group_rows > 1 and rows / resolved.group_rows <= 64:
+        for edge in range(resolved.group_rows, rows, resolved.group_rows):
+            ax.axhline(edge - 0.5, color="0.6", linewidth=0.5)
+    ax.set_xlabel("column")
+    ax.set_ylabel("row" if row_order is None else "row, as grouped")
+    ax.set_title(str(parse_pattern(pattern)) if title is None else title)
+    return ax
+
+
+def plot_tradeoff(
+    points: Mapping[str, tuple[float, float, float]],
+    ax: Axes | None = None,
+    xlabel: str = "bytes on disk",
+    ylabel: str = "accuracy",
+) -> Axes:
+    """Draws accuracy against size, or any quality against any cost.
+
+    Parameters
+    ----------
+    points : dict of label to (x, y, spread of y)
+    """
+    if ax is None:
+        ax = _pyplot().subplots()[1]
+    markers = "osD^vP*X<>hd"
+    for i, (label, (x, y, spread)) in enumerate(points.items()):
+        marker = markers[i % len(markers)]
+        ax.errorbar([x], [y], yerr=[spread], fmt=marker, capsize=3, label=label)
+    ax.set_xscale("log")
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize="small")
+    return ax
