@@ -107,8 +107,8 @@ def save_file(
     TypeError
         For what is neither a Matrix nor an array, and for metadata that are not texts.
     ValueError
-        For a dtype that files do not have, and for a name that is empty, holds control characters,
-        or that a matrix's own arrays need.
+        For a dtype that files do not have, for matrices of more than 2**24 columns, and for a name
+        that is empty, holds control characters, or that a matrix's own arrays need.
     OSError
         If the file cannot be written.
     """
@@ -124,6 +124,11 @@ def _to_bytes(tensors: Mapping[str, Matrix | Array], metadata: Mapping[str, str]
         if wrong := _wrong_name(name):
             raise ValueError(f"a name in a file {wrong}, got {name!r}; rename it")
         if isinstance(value, Matrix):
+            if value.shape[1] > MAX_COLUMNS:
+                raise ValueError(
+                    f"{name} has {value.shape[1]} columns, and files hold at most {MAX_COLUMNS}; "
+                    "split it"
+                )
             matrices[name] = _describe(value)
             for part, array in value.arrays().items():
                 arrays[f"{name}.{part}"] = _storable(f"{name}.{part}", array)

@@ -241,7 +241,7 @@ def decode(name: str, entry: dict[str, Any], tensors: dict[str, Tensor]) -> Deco
         name,
     )
     rows, cols = shape
-    if kernel_shape is not None:
+    if "kernel_shape" in entry:
         require(isinstance(kernel_shape, list) and len(kernel_shape) in (3, 4), "shape", name)
         require(all(type(n) is int and n >= 0 for n in kernel_shape), "shape", name)
         require(kernel_shape[0] == rows and math.prod(kernel_shape[1:]) == cols, "shape", name)

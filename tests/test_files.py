@@ -380,6 +380,13 @@ def test_names_that_collide(tmp_path: Path) -> None:
     assert list(gs.load_file(tmp_path / "m")) == ["w", "w.bias", "w.values.b"]
 
 
+def test_more_columns_than_can_be_loaded(tmp_path: Path) -> None:
+    weights = np.zeros((1, 2**24 + 1), np.int8)
+    matrix = gs.encode(weights, "irregular", mask=weights != 0, scales=[1.0])
+    with pytest.raises(ValueError, match="w has 16777217 columns, and files hold at most"):
+        gs.save_file({"w": matrix}, tmp_path / "m")
+
+
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         gs.load_file(tmp_path / "none")

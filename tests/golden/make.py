@@ -313,6 +313,7 @@ def bad() -> dict[str, bytes]:
         "shape__many_columns": _many_columns(),
         "shape__values": _with("example", "values", ("F32", [1, 3, 2, 4, 5, 0])),
         "shape__indices": _with("example", "indices", ("U16", [[0, 1], [3, 2]])),
+        "shape__no_kernel": _entry("kernel", kernel_shape=None),
         "shape__kernel": _entry("kernel", kernel_shape=[2, 2, 2, 3]),
         "row_order__twice": _with("hybrid", "row_order", ("U32", [4, 2, 0, 1, 1])),
         "row_order__outside": _with("hybrid", "row_order", ("U32", [4, 2, 0, 1, 5])),
