@@ -14,9 +14,8 @@ PROFILE = os.environ.get("GSPATTERN_HYPOTHESIS", "fixed")
 settings.load_profile(PROFILE)
 
 
-def pytest_report_header() -> str:
+def pytest_configure(config: pytest.Config) -> None:
     from gspattern import _core
 
     if PROFILE == "sanitized" and "asan" not in _core.__file__:
         pytest.exit(f"the sanitized core was to be tested, not {_core.__file__}", returncode=1)
-    return f"core: {_core.__file__}"
