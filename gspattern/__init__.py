@@ -5,18 +5,26 @@ The names below stand in the order in which they are used:
     scores --choose--> mask --train--> weights --encode--> matrix --plan--> plan --multiply--> y
 """
 
-# choose
+# errors
 from gspattern._core import FormatError, PatternError
-from gspattern.files import (
-    load_file,
-    read_joined,
-    read_metadata,
-    read_text,
-    save_file,
-    write_joined,
-    write_text,
-)
+
+# isort: split
+# choose
 from gspattern.masks import check, choose_mask, choose_masks, verify
+from gspattern.patterns import (
+    GS,
+    NM,
+    Auto,
+    BankBalanced,
+    Block,
+    CpuGS,
+    Irregular,
+    Pattern,
+    parse_pattern,
+)
+
+# isort: split
+# encode
 from gspattern.matrices import (
     BlockMatrix,
     CSRMatrix,
@@ -30,19 +38,20 @@ from gspattern.matrices import (
     from_matrix,
     sizes,
 )
-from gspattern.patterns import (
-    GS,
-    NM,
-    Auto,
-    BankBalanced,
-    Block,
-    CpuGS,
-    Irregular,
-    Pattern,
-    parse_pattern,
+
+# isort: split
+# save and load
+from gspattern.files import (
+    load_file,
+    read_joined,
+    read_metadata,
+    read_text,
+    save_file,
+    write_joined,
+    write_text,
 )
 
-# encode
+# isort: split
 # plan, multiply
 from gspattern.plans import (
     CpuInfo,
@@ -59,6 +68,9 @@ from gspattern.plans import (
 )
 
 __all__ = [
+    # errors
+    "FormatError",
+    "PatternError",
     # choose
     "GS",
     "NM",
@@ -66,10 +78,8 @@ __all__ = [
     "BankBalanced",
     "Block",
     "CpuGS",
-    "FormatError",
     "Irregular",
     "Pattern",
-    "PatternError",
     "check",
     "choose_mask",
     "choose_masks",
@@ -87,7 +97,7 @@ __all__ = [
     "from_dense",
     "from_matrix",
     "sizes",
-    # files
+    # save and load
     "load_file",
     "read_joined",
     "read_metadata",
