@@ -965,15 +965,16 @@ def _check_arrays(pattern: Pattern, shape: tuple[int, int], arrays: Mapping[str,
         "row_order": (shape[0],),
         "scales": (shape[0],),
     }
-    if isinstance(pattern, NM):
-        bits = 2 if pattern.m <= 4 else 4 if pattern.m <= 16 else 8
-        expected["indices"] = (-(-units * bits // 8),)
     kinds = {
         "indices": ("u1", "u2", "u4"),
         "indptr": ("u4",),
         "row_order": ("u4",),
         "scales": ("f4",),
     }
+    if isinstance(pattern, NM):
+        bits = 2 if pattern.m <= 4 else 4 if pattern.m <= 16 else 8
+        expected["indices"] = (-(-units * bits // 8),)
+        kinds["indices"] = ("u1",)
     for name, array in arrays.items():
         native = array.dtype.newbyteorder("=")
         if name in kinds and all(native != np.dtype(kind) for kind in kinds[name]):
