@@ -107,7 +107,7 @@ void gspi_survey_destroy(gspi_survey *survey);
 gspi_ladder *gspi_survey_ladders(gspi_survey *survey);
 /* Evaluates each group at its ladder's `bundles`, as near as the limits allow, and at one fewer and one more. */
 gsp_status gspi_survey_begin(gspi_survey *survey);
-/* Evaluates one more number of bundles for every ladder marked below or above, and clears the marks.
+/* Evaluates more numbers of bundles for every ladder marked below or above, and clears the marks.
  * *grown is whether there was any. */
 gsp_status gspi_survey_grow(gspi_survey *survey, bool *grown);
 /* The score of the greedy masks of all groups at their ladders' bundles. */

@@ -18,6 +18,7 @@ typedef struct {
     gspi_grid grid;
     int64_t *bank_begin;
     int64_t *above;      /* per row: scores above the threshold, or equal to it if inclusive */
+    int64_t *equal;      /* per row: scores equal to it */
     uint32_t *row_order; /* order of the groups: chosen, given or NULL */
     gspi_survey *survey; /* groups of several rows that keep per_row < banks each */
     gspi_ladder *ladders; /* the survey's, or own */
@@ -185,6 +186,7 @@ static gsp_status count_above(void *argument, int64_t row, int worker) {
         equal += scores[col] == work->threshold;
     }
     work->above[row] = above + (work->inclusive ? equal : 0);
+    work->equal[row] = equal;
     return GSP_OK;
 }
 
@@ -351,77 +353,71 @@ static gsp_status grow(task *tasks, size_t count, bool *grown) {
     return GSP_OK;
 }
 
-/* With a short last group: each number of its bundles fixes that of the others. Those whose optimistic
- * value, by the slopes at the best one found, does not beat it need no look. */
+/* Bundles of the full groups when the short last one has n. */
+static int64_t rest_of(const task *work, int64_t keep, int64_t n) {
+    return (keep - n * work->ladders[work->count - 1].size) / work->grid.banks;
+}
+
+/* Score of the whole with n bundles in the short group, on what is known; -inf if that is not enough. */
+static double value_with(task *work, int64_t keep, int64_t n) {
+    const int64_t full = work->count - 1, bundles = rest_of(work, keep, n);
+    gspi_open_ladders(work->ladders, full);
+    if (gspi_allot(work->ladders, full, bundles * work->grid.banks) != bundles * work->grid.banks)
+        return -INFINITY;
+    double value = gspi_ladder_value(&work->ladders[full], n);
+    for (int64_t i = 0; i < full; i++)
+        value += gspi_ladder_value(&work->ladders[i], work->ladders[i].bundles);
+    return value;
+}
+
+/* With a short last group: each number n of its bundles fixes how many the others have. Only numbers whose
+ * optimistic score, by the slopes at the best one found, beats that one need a look. */
 static gsp_status solve_short(task *work, int64_t keep) {
     gspi_ladder *ladders = work->ladders;
     const int64_t full = work->count - 1;
     gspi_ladder *last = &ladders[full];
-    const int64_t size = work->grid.banks;
-    int64_t least = 0, most = 0;
+    int64_t least = 0, most = 0, low = INT64_MAX, high = -1;
     for (int64_t i = 0; i < full; i++) least += ladders[i].low, most += ladders[i].high;
-
-    /* Numbers for which the full groups can make up the rest: they form a run. */
-    int64_t low = INT64_MAX, high = -1;
-    for (int64_t n = last->low; n <= last->high; n++) {
-        const int64_t rest = keep - n * last->size;
-        if (rest < 0 || rest / size < least || rest / size > most) continue;
+    for (int64_t n = last->low; n <= last->high; n++) { /* those with which the others can make up the rest */
+        if (keep < n * last->size || rest_of(work, keep, n) < least || rest_of(work, keep, n) > most) continue;
         low = gspi_min(low, n);
         high = n;
     }
     GSP_CHECK(high >= 0, GSP_ERROR_BUDGET);
 
-    for (;;) {
-        double best = -INFINITY, best_full = 0;
-        int64_t best_n = -1;
-        for (int64_t n = gspi_max(low, last->first); n <= gspi_min(high, last->last); n++) {
-            gspi_open_ladders(ladders, full);
-            gspi_allot(ladders, full, (keep - n * last->size) / size * size);
-            double value = 0;
-            for (int64_t i = 0; i < full; i++) value += gspi_ladder_value(&ladders[i], ladders[i].bundles);
-            if (value + gspi_ladder_value(last, n) > best) {
-                best = value + gspi_ladder_value(last, n);
-                best_full = value;
+    int64_t best_n = gspi_max(low, gspi_min(high, last->bundles));
+    for (bool grown = true; grown;) {
+        if (best_n < last->first || best_n > last->last) {
+            last->below = best_n < last->first;
+            last->above = !last->below;
+            GSP_TRY(grow(work, 1, &grown));
+            continue;
+        }
+        const double best = value_with(work, keep, best_n);
+        last->bundles = best_n;
+        const double up = gspi_next_gain(ladders, full), down = gspi_last_gain(ladders, full);
+        const double sure = best + fabs(best) * 1e-14; /* rounding of the sums */
+        const double own = gspi_ladder_value(last, best_n);
+        bool better = false;
+        for (int64_t n = low; n <= high && best > -INFINITY && !better; n++) {
+            const int64_t more = rest_of(work, keep, n) - rest_of(work, keep, best_n);
+            const int64_t known = gspi_max(last->first, gspi_min(last->last, n));
+            double value = best - own + gspi_ladder_value(last, known);
+            if (more > 0) value += (double)more * up;
+            if (more < 0) value += (double)more * down;
+            if (n < known) value -= (double)(known - n) * last->gain[0];
+            if (n > known) value += (double)(n - known) * last->gain[known - last->first - 1];
+            if (n == best_n || !(value > sure)) continue;
+            last->below |= n < known;
+            last->above |= n > known;
+            if (n == known && value_with(work, keep, n) > best) {
                 best_n = n;
+                better = true;
             }
         }
-        for (int64_t i = 0; i < full; i++) ladders[i].above = ladders[i].below = false;
-        if (best_n < 0) {
-            last->above = last->last < low;
-            last->below = !last->above;
-        } else {
-            gspi_open_ladders(ladders, full);
-            const int64_t rest = (keep - best_n * last->size) / size;
-            gspi_allot(ladders, full, rest * size);
-            last->bundles = best_n;
-            const double up = gspi_next_gain(ladders, full), down = gspi_last_gain(ladders, full);
-            const double sure = best + fabs(best) * 1e-14; /* rounding of the sums */
-            for (int64_t n = low; n <= high; n++) {
-                const int64_t more = (keep - n * last->size) / size - rest;
-                double value = best_full;
-                if (more > 0) value += (double)more * up;
-                if (more < 0) value += (double)more * down;
-                const int64_t known = gspi_max(last->first, gspi_min(last->last, n));
-                value += gspi_ladder_value(last, known);
-                if (n < last->first && last->first < last->last)
-                    value += (double)(n - last->first) * last->gain[0];
-                if (n > last->last && last->first < last->last)
-                    value += (double)(n - last->last) * last->gain[last->last - last->first - 1];
-                if (n == best_n || !(value > sure)) continue;
-                last->below |= n < last->first;
-                last->above |= n > last->last;
-                if (n == known) { /* does its own allotment stand on what is known? */
-                    gspi_open_ladders(ladders, full);
-                    gspi_allot(ladders, full, (keep - n * last->size) / size * size);
-                }
-            }
-        }
-        bool grown;
-        GSP_TRY(grow(work, 1, &grown));
-        if (!grown) break;
+        if (!better) GSP_TRY(grow(work, 1, &grown));
     }
-    gspi_open_ladders(ladders, full);
-    gspi_allot(ladders, full, (keep - last->bundles * last->size) / size * size);
+    value_with(work, keep, best_n);
     return GSP_OK;
 }
 
@@ -499,13 +495,23 @@ static gsp_status share_out(gsp_context *context, const gspi_grid *grid, gspi_la
 
 /* ------------------------------------------------------ surveys and row orders */
 
-/* Sets the bundles that the first look at each group starts from. */
+/* Sets the bundles that the first look at each group starts from: by its scores above the threshold and its
+ * part of those equal to it. */
 static void guess_bundles(const task *work, const gspi_grid *grid, gspi_ladder *ladders) {
+    int64_t above = 0, equal = 0;
+    for (int64_t row = 0; row < grid->rows; row++) {
+        above += work->above[row] - (work->inclusive ? work->equal[row] : 0);
+        equal += work->equal[row];
+    }
+    const double part = equal == 0 ? 0 : fmax(0, fmin(1, (double)(work->share - above) / (double)equal));
     for (int64_t group = 0; group < grid->groups; group++) {
-        int64_t above = 0;
-        for (int64_t place = 0; place < gspi_rows_of_group(grid, group); place++)
-            above += work->above[gspi_row(grid, group, place)];
-        ladders[group].bundles = (above + ladders[group].size / 2) / ladders[group].size;
+        double scores = 0;
+        for (int64_t place = 0; place < gspi_rows_of_group(grid, group); place++) {
+            const int64_t row = gspi_row(grid, group, place);
+            scores += (double)(work->above[row] - (work->inclusive ? work->equal[row] : 0));
+            scores += part * (double)work->equal[row];
+        }
+        ladders[group].bundles = (int64_t)(scores / (double)ladders[group].size + 0.5);
     }
 }
 
@@ -802,9 +808,10 @@ static gsp_status open_task(gsp_context *context, task *work, gsp_choice *choice
     const size_t rows = (size_t)choice->rows, workers = (size_t)work->workers;
     const size_t banks = (size_t)work->grid.banks;
     work->above = gspi_calloc(context, rows, sizeof *work->above);
+    work->equal = gspi_calloc(context, rows, sizeof *work->equal);
     work->row_score = gspi_alloc(context, rows, sizeof *work->row_score);
     work->row_kept = gspi_alloc(context, rows, sizeof *work->row_kept);
-    GSP_CHECK(work->above && work->row_score && work->row_kept, GSP_ERROR_MEMORY);
+    GSP_CHECK(work->above && work->equal && work->row_score && work->row_kept, GSP_ERROR_MEMORY);
     if (is_flow(work) || choice->pattern.kind == GSP_NM) return GSP_OK;
     work->sorted = gspi_alloc(context, workers * (size_t)work->grid.depth * banks, sizeof *work->sorted);
     work->counts = gspi_alloc(context, workers * 2 * banks, sizeof *work->counts);
@@ -817,6 +824,7 @@ static void close_task(gsp_context *context, task *work) {
     if (work->choice != NULL && work->choice->scatter) gspi_free(context, work->row_order);
     gspi_free(context, work->bank_begin);
     gspi_free(context, work->above);
+    gspi_free(context, work->equal);
     gspi_free(context, work->gains);
     gspi_free(context, work->sorted);
     gspi_free(context, work->counts);

@@ -117,13 +117,17 @@ static gsp_status grow_group(void *argument, int64_t group, int worker) {
     gspi_survey *survey = argument;
     gspi_flow *flow = survey->flows[worker];
     gspi_ladder *ladder = &survey->ladders[group];
+    /* Geometrically, so that a bad guess costs few rounds. */
+    const int64_t steps = gspi_max(1, (ladder->last - ladder->first + 1) / 4);
     if (ladder->above) {
         load_near(survey, flow, group, ladder->last);
-        GSP_TRY(evaluate(survey, flow, group, ladder->last + 1));
+        for (int64_t i = 0; i < steps && ladder->last < ladder->high; i++)
+            GSP_TRY(evaluate(survey, flow, group, ladder->last + 1));
     }
     if (ladder->below) {
         load_near(survey, flow, group, ladder->first);
-        GSP_TRY(evaluate(survey, flow, group, ladder->first - 1));
+        for (int64_t i = 0; i < steps && ladder->first > ladder->low; i++)
+            GSP_TRY(evaluate(survey, flow, group, ladder->first - 1));
     }
     ladder->above = ladder->below = false;
     return GSP_OK;
