@@ -7,6 +7,7 @@
 /* How a plan lays a matrix out. */
 typedef enum gspi_form {
     GSPI_STORED,  /* the arrays of the format, copied */
+    GSPI_ROWS,    /* rows of columns and floats */
     GSPI_GATHER,  /* strips of rows; quads of steps with 32-bit columns */
     GSPI_QUADS,   /* register tables: four strips of rows side by side, one table for all four */
     GSPI_STRIPS,  /* register tables: one strip of rows, four steps side by side, a table for each */
@@ -47,13 +48,14 @@ struct gsp_plan {
     gsp_context *context;
     const gspi_entry *entry;
     gsp_matrix matrix; /* shape, pattern and dtype; its arrays are the plan's own, NULL where the form has no use for them */
-    int64_t units; /* what threads share: groups, strips, fours of strips, or rows of blocks */
+    int64_t units; /* what threads share: groups, rows, strips, fours of strips, or rows of blocks */
     uint64_t bytes, entries, slots;
 
     /* All but GSPI_STORED. Unit u has the items [start[u], start[u + 1]). An item is
      *   GSPI_QUADS, GSPI_STRIPS: a quad: `lanes` words, each the table positions of four slots in four bytes, then
      *       4 x lanes floats; tables[item], or tables[4 * item ..][0 .. 4), says where the table of its four steps
      *       begins in x
+     *   GSPI_ROWS: an element: a float, and its column in tables
      *   GSPI_GATHER: a quad: 4 x lanes columns, then 4 x lanes floats
      *   GSPI_WIDE, GSPI_TALL: a run: `lanes` floats for each part of the row of blocks, in packed[unit][part][run];
      *       a part is a row, or `lanes` rows; tables[item] is where the run begins in x */

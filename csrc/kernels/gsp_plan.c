@@ -437,6 +437,30 @@ static bool takes(const gspi_entry *entry, const gsp_matrix *matrix, gspi_op op)
     return entry->form == GSPI_STORED || (matrix->rows <= INT32_MAX && matrix->cols <= INT32_MAX);
 }
 
+/* A copy of an array that the plan owns; NULL stays NULL. `copy` points to a pointer. */
+static gsp_status own(gsp_plan *plan, const void *array, size_t bytes, void *copy) {
+    if (array == NULL) return GSP_OK;
+    void *memory = plan_alloc(plan, bytes, 1);
+    GSP_CHECK(memory != NULL, GSP_ERROR_MEMORY);
+    memcpy(memory, array, bytes);
+    memcpy(copy, &memory, sizeof memory);
+    return GSP_OK;
+}
+
+/* Rows as they are decoded; there is nothing to choose. */
+static gsp_status lay_out_rows(gsp_plan *plan, const gsp_matrix *matrix) {
+    row_list list = {0};
+    GSP_TRY(decode(plan->context, matrix, &list));
+    const uint64_t count = list.start[matrix->rows];
+    plan->units = matrix->rows;
+    plan->entries = plan->slots = count;
+    gsp_status status = own(plan, list.start, ((size_t)matrix->rows + 1) * sizeof *list.start, &plan->start);
+    if (status == GSP_OK) status = own(plan, list.key, count * sizeof *list.key, &plan->tables);
+    if (status == GSP_OK) status = own(plan, list.values, count * sizeof *list.values, &plan->packed);
+    free_rows(plan->context, &list);
+    return status;
+}
+
 static gsp_status lay_out(gsp_plan *plan, const gsp_matrix *matrix, gsp_backend backend) {
     gsp_context *context = plan->context;
     row_list list = {0};
@@ -468,16 +492,6 @@ static gsp_status lay_out(gsp_plan *plan, const gsp_matrix *matrix, gsp_backend 
     return status;
 }
 
-/* A copy of an array that the plan owns; NULL stays NULL. `copy` points to a pointer to const of any type. */
-static gsp_status own(gsp_plan *plan, const void *array, size_t bytes, void *copy) {
-    if (array == NULL) return GSP_OK;
-    void *memory = plan_alloc(plan, bytes, 1);
-    GSP_CHECK(memory != NULL, GSP_ERROR_MEMORY);
-    memcpy(memory, array, bytes);
-    memcpy(copy, &memory, sizeof memory);
-    return GSP_OK;
-}
-
 static gsp_status copy_stored(gsp_plan *plan, const gsp_matrix *matrix) {
     gsp_lengths bytes;
     GSP_TRY(gsp_sizes(matrix, &bytes));
@@ -499,7 +513,8 @@ static gsp_status make(gsp_plan *plan, const gsp_matrix *matrix, gsp_backend bac
     while (entry->name != NULL && (entry->backend > backend || !takes(entry, matrix, op))) entry++;
     GSP_CHECK(entry->name != NULL, GSP_ERROR_DTYPE);
     plan->entry = entry;
-    return entry->form == GSPI_STORED ? copy_stored(plan, matrix) : lay_out(plan, matrix, entry->backend);
+    if (entry->form == GSPI_STORED) return copy_stored(plan, matrix);
+    return op == GSPI_SPMM ? lay_out_rows(plan, matrix) : lay_out(plan, matrix, entry->backend);
 }
 
 gsp_status gsp_plan_create(gsp_context *context, const gsp_matrix *matrix, gsp_backend backend, int64_t n,

@@ -17,12 +17,35 @@ GSPI_INLINE uint64_t gspi_stored_index(const gsp_matrix *matrix, uint64_t place)
     }
 }
 
-/* Slots of a bundle go by row, and within a row by bank. If k = B, slot and bank are one and the index is the
- * place in the bank; else it is the column. Slots of rows that a short last group lacks are skipped. */
+/* One row is one group, and the slot is the bank: the index is the place in it. */
+GSPI_INLINE void gspi_visit_horizontal(const gsp_matrix *matrix, int64_t first, int64_t last, gspi_visitor *visit,
+                                       void *argument) {
+    const int64_t banks = matrix->pattern.banks, narrow = matrix->cols / banks, wide = matrix->cols % banks;
+    const bool contiguous = matrix->pattern.layout == GSP_CONTIGUOUS;
+    for (int64_t group = first; group < last; group++) {
+        const int64_t row = matrix->row_order ? matrix->row_order[group] : group;
+        for (uint64_t bundle = matrix->indptr[group]; bundle < matrix->indptr[group + 1]; bundle++) {
+            int64_t begin = 0, rest = 0; /* floor(slot * cols / banks), without a division for every slot */
+            for (int64_t slot = 0; slot < banks; slot++) {
+                const uint64_t element = bundle * (uint64_t)banks + (uint64_t)slot;
+                const int64_t index = (int64_t)gspi_stored_index(matrix, element);
+                visit(argument, row, contiguous ? begin + index : index * banks + slot, element);
+                begin += narrow;
+                rest += wide;
+                if (rest >= banks) {
+                    rest -= banks;
+                    begin++;
+                }
+            }
+        }
+    }
+}
+
+/* Slots of a bundle go by row, and within a row by bank; the index is the column. Slots of rows that a short last
+ * group lacks are skipped. */
 GSPI_INLINE void gspi_visit_gs(const gsp_matrix *matrix, int64_t first, int64_t last, gspi_visitor *visit,
                                void *argument) {
-    const gsp_pattern *pattern = &matrix->pattern;
-    const int64_t banks = pattern->banks, per_row = pattern->per_row, group_rows = banks / per_row;
+    const int64_t banks = matrix->pattern.banks, per_row = matrix->pattern.per_row, group_rows = banks / per_row;
     for (int64_t group = first; group < last; group++) {
         const int64_t here = gspi_min(group_rows, matrix->rows - group * group_rows);
         for (uint64_t bundle = matrix->indptr[group]; bundle < matrix->indptr[group + 1]; bundle++) {
@@ -31,11 +54,7 @@ GSPI_INLINE void gspi_visit_gs(const gsp_matrix *matrix, int64_t first, int64_t 
                 const int64_t row = matrix->row_order ? matrix->row_order[position] : position;
                 for (int64_t slot = place * per_row; slot < (place + 1) * per_row; slot++) {
                     const uint64_t element = bundle * (uint64_t)banks + (uint64_t)slot;
-                    int64_t col = (int64_t)gspi_stored_index(matrix, element);
-                    if (per_row == banks)
-                        col = pattern->layout == GSP_CONTIGUOUS ? gsp_bank_begin(slot, matrix->cols, banks) + col
-                                                                : col * banks + slot;
-                    visit(argument, row, col, element);
+                    visit(argument, row, (int64_t)gspi_stored_index(matrix, element), element);
                 }
             }
         }
@@ -89,7 +108,11 @@ GSPI_INLINE void gspi_visit_nm(const gsp_matrix *matrix, int64_t first, int64_t 
 GSPI_INLINE void gspi_visit(const gsp_matrix *matrix, int64_t first, int64_t last, gspi_visitor *visit,
                             void *argument) {
     switch (matrix->pattern.kind) {
-    case GSP_GS: gspi_visit_gs(matrix, first, last, visit, argument); break;
+    case GSP_GS:
+        if (matrix->pattern.per_row == matrix->pattern.banks)
+            gspi_visit_horizontal(matrix, first, last, visit, argument);
+        else gspi_visit_gs(matrix, first, last, visit, argument);
+        break;
     case GSP_IRREGULAR: gspi_visit_irregular(matrix, first, last, visit, argument); break;
     case GSP_BLOCK: gspi_visit_block(matrix, first, last, visit, argument); break;
     case GSP_NM: gspi_visit_nm(matrix, first, last, visit, argument); break;
