@@ -178,7 +178,8 @@ class Selections(dict[str, Selection]):
         return 0.0 if bound <= 0 else (bound - self.score) / bound
 
 
-class Violation(NamedTuple):
+@dataclass(frozen=True)
+class Violation:
     """One place where a mask breaks its pattern.
 
     A row (or a bank; the other is None) of a group holds `count` nonzeros where `expected` would be right:
@@ -379,7 +380,7 @@ def choose_masks(
                 low,
                 -1 if high is None else high,
                 round((1 - most) * matrix.size),
-                budget.keep,
+                -1 if least == 0 else budget.keep,
             )
         )
         resolved[name], budgets[name] = pattern, budget
@@ -393,8 +394,8 @@ def choose_masks(
         ) from None
     chosen = {}
     for name, (matrix, *_), result in zip(resolved, choices, results, strict=True):
-        given = budgets[name]
-        selection = _selection(result, resolved[name], _Budget(result[-1], given.low, given.high))
+        budget = budgets[name]._replace(keep=result[-1])
+        selection = _selection(result, resolved[name], budget)
         if isinstance(resolved[name], Banked):
             # On first use, what this matrix could keep with as many nonzeros as it was given.
             object.__setattr__(selection, "_scores", matrix)

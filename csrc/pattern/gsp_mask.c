@@ -31,11 +31,17 @@ typedef struct {
     int workers;
     int64_t index, share; /* which choice, and what the threshold gives it */
     int64_t spare, excess; /* nonzeros by which whole bundles miss max_keep and min_keep */
+    bool alone;            /* irregular, and the threshold is the whole answer */
     float threshold;
     bool inclusive;
 } task;
 
 static bool is_empty(const gsp_choice *choice) { return choice->rows == 0 || choice->cols == 0; }
+
+/* One matrix whose budget is all that limits it. */
+static bool is_alone(const gsp_choice *choices, size_t count, gsp_kind kind) {
+    return count == 1 && choices->pattern.kind == kind && choices->min_keep <= 0 && choices->max_keep < 0;
+}
 
 static bool is_flow(const task *work) {
     return work->choice->pattern.kind == GSP_GS && work->grid.per_row < work->grid.banks;
@@ -288,6 +294,30 @@ static gsp_status mark_nm(void *argument, int64_t row, int worker) {
         }
     }
     return GSP_OK;
+}
+
+/* Irregular, alone: all above the threshold, and of those equal to it the first above[row]. */
+static gsp_status mark_above(void *argument, int64_t row, int worker) {
+    (void)worker;
+    task *work = argument;
+    const gsp_choice *choice = work->choice;
+    const float *scores = choice->scores + row * choice->cols;
+    uint8_t *mask = choice->mask + row * choice->cols;
+    int64_t left = work->above[row];
+    for (int64_t col = 0; col < choice->cols; col++) {
+        mask[col] = scores[col] > work->threshold;
+        if (scores[col] == work->threshold && left > 0) mask[col] = 1, left--;
+    }
+    return GSP_OK;
+}
+
+/* Turns counts above the threshold into how many of those equal to it each row keeps. */
+static void share_equal(task *work, int64_t keep) {
+    for (int64_t row = 0; row < work->choice->rows; row++) keep -= work->above[row];
+    for (int64_t row = 0; row < work->choice->rows; row++) {
+        work->above[row] = gspi_min(keep, work->equal[row]);
+        keep -= work->above[row];
+    }
 }
 
 static gsp_status tally_row(void *argument, int64_t row, int worker) {
@@ -767,6 +797,7 @@ static gsp_status finish(gsp_context *context, task *work) {
         return GSP_OK;
     }
     if (kind == GSP_NM) GSP_TRY(gspi_parallel_on(work->workers, choice->rows, mark_nm, work));
+    else if (work->alone) GSP_TRY(gspi_parallel_on(work->workers, choice->rows, mark_above, work));
     else if (kind == GSP_BLOCK) GSP_TRY(gspi_parallel_on(work->workers, work->count / 2, mark_blocks, work));
     else if (is_flow(work)) GSP_TRY(gspi_survey_mark(work->survey, choice->mask));
     else GSP_TRY(gspi_parallel_on(work->workers, choice->rows, mark_row, work));
@@ -847,11 +878,16 @@ static gsp_status solve(gsp_context *context, task *tasks, size_t count, int64_t
             work->share = gspi_max(choice->least, gspi_min(choice->most, work->share));
         }
         if (is_empty(choice)) continue;
+        if (is_alone(choice, count, GSP_IRREGULAR)) {
+            work->alone = true;
+            share_equal(work, keep);
+            return GSP_OK;
+        }
         if (is_flow(work)) GSP_TRY(survey_task(context, work, method));
         else GSP_TRY(build_ladders(context, work));
     }
     if (count == 1 && is_empty(tasks[0].choice)) return GSP_OK;
-    if (count == 1 && tasks[0].choice->pattern.kind == GSP_GS) {
+    if (is_alone(tasks[0].choice, count, GSP_GS)) {
         /* A survey is solved with its row order. */
         *bound = INFINITY;
         return tasks[0].survey != NULL ? GSP_OK : solve_one(&tasks[0], keep);
@@ -876,7 +912,7 @@ gsp_status gsp_choose(gsp_context *context, gsp_choice *choices, size_t count, i
         least += choices[i].least;
         most += choices[i].most;
     }
-    const bool one_gs = count == 1 && choices[0].pattern.kind == GSP_GS;
+    const bool one_gs = is_alone(choices, count, GSP_GS);
     GSP_CHECK(keep >= least && keep < most + (one_gs ? (int64_t)choices[0].pattern.banks : INT64_MAX - most),
               GSP_ERROR_BUDGET);
 
@@ -889,6 +925,7 @@ gsp_status gsp_choose(gsp_context *context, gsp_choice *choices, size_t count, i
     if (status == GSP_OK && choices[0].pattern.kind != GSP_NM)
         status = solve(context, tasks, count, keep, threshold, method, bound);
     for (size_t i = 0; i < count && status == GSP_OK; i++) status = finish(context, &tasks[i]);
+    if (tasks[0].alone) *bound = choices[0].score;
     if (status == GSP_OK && prices != NULL && one_gs && method == GSP_EXACT)
         status = make_prices(context, &tasks[0], prices);
     for (size_t i = 0; i < count; i++) close_task(context, &tasks[i]);
