@@ -11,7 +11,7 @@
 #define BLOCKS (1u << GSP_BLOCK)
 #define ALL (1u << GSP_GS | 1u << GSP_IRREGULAR | BLOCKS | 1u << GSP_NM)
 
-#define GSP_KERNEL(function, op, backend, dtypes, kinds, form, lanes, width, cost)                             \
+#define GSP_KERNEL(function, op, backend, dtypes, kinds, form, lanes, width, cost)                 \
     {#function, function, GSPI_##op, GSP_##backend, dtypes, kinds, GSPI_##form, lanes, width, cost},
 const gspi_entry gspi_kernels[] = {
 #include "kernels.inc"

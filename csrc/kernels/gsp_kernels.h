@@ -6,13 +6,13 @@
 
 /* How a plan lays a matrix out. */
 typedef enum gspi_form {
-    GSPI_STORED,  /* the arrays of the format, copied */
-    GSPI_ROWS,    /* rows of columns and floats */
-    GSPI_GATHER,  /* strips of rows; quads of steps with 32-bit columns */
-    GSPI_QUADS,   /* register tables: four strips of rows side by side, one table for all four */
-    GSPI_STRIPS,  /* register tables: one strip of rows, four steps side by side, a table for each */
-    GSPI_WIDE,    /* blocks cut into runs of `lanes` columns of one row */
-    GSPI_TALL,    /* blocks cut into runs of `lanes` rows of one column */
+    GSPI_STORED, /* the arrays of the format, copied */
+    GSPI_ROWS, /* rows of columns and floats */
+    GSPI_GATHER, /* strips of rows; quads of steps with 32-bit columns */
+    GSPI_QUADS, /* register tables: four strips of rows side by side, one table for all four */
+    GSPI_STRIPS, /* register tables: one strip of rows, four steps side by side, a table for each */
+    GSPI_WIDE, /* blocks cut into runs of `lanes` columns of one row */
+    GSPI_TALL, /* blocks cut into runs of `lanes` rows of one column */
 } gspi_form;
 
 typedef enum gspi_op { GSPI_SPMV, GSPI_SPMM } gspi_op;
@@ -26,7 +26,8 @@ typedef struct gspi_product {
 } gspi_product;
 
 /* Does the units [first, last) of the plan's work. */
-typedef void gspi_kernel(const gsp_plan *plan, const gspi_product *product, int64_t first, int64_t last);
+typedef void gspi_kernel(const gsp_plan *plan, const gspi_product *product, int64_t first,
+                         int64_t last);
 
 /* A row of the list in kernels.inc. */
 typedef struct gspi_entry {
@@ -36,9 +37,9 @@ typedef struct gspi_entry {
     gsp_backend backend;
     uint32_t dtypes, kinds; /* bit sets of gsp_dtype and gsp_kind */
     gspi_form form;
-    int lanes;   /* rows of a strip */
-    int width;   /* entries of a register table */
-    float cost;  /* of 64 slots; measured, only ratios within one backend count */
+    int lanes; /* rows of a strip */
+    int width; /* entries of a register table */
+    float cost; /* of 64 slots; measured, only ratios within one backend count */
 } gspi_entry;
 
 /* The list, best first, ends in a row without a name. */
@@ -47,8 +48,10 @@ extern const gspi_entry gspi_kernels[];
 struct gsp_plan {
     gsp_context *context;
     const gspi_entry *entry;
-    gsp_matrix matrix; /* shape, pattern and dtype; its arrays are the plan's own, NULL where the form has no use for them */
-    int64_t units; /* what threads share: groups, rows, strips, fours of strips, or rows of blocks */
+    gsp_matrix
+        matrix; /* shape, pattern and dtype; its arrays are the plan's own, NULL where the form has no use for them */
+    int64_t
+        units; /* what threads share: groups, rows, strips, fours of strips, or rows of blocks */
     uint64_t bytes, entries, slots;
 
     /* All but GSPI_STORED. Unit u has the items [start[u], start[u + 1]). An item is
@@ -66,7 +69,8 @@ struct gsp_plan {
 
     /* The kernel's x: as given, or copied to the stack, bank after bank, with zeros up to x_size. */
     bool copy_x;
-    uint32_t x_banks; /* copied so that column b + i * x_banks follows its bank's i before; 1: as it lies */
+    uint32_t
+        x_banks; /* copied so that column b + i * x_banks follows its bank's i before; 1: as it lies */
     int64_t x_size;
 };
 

@@ -16,7 +16,7 @@ typedef struct {
     int64_t samples;
     gsp_strides strides;
     gsp_epilogue epilogue;
-    size_t size;   /* of an element of x and y */
+    size_t size; /* of an element of x and y */
     int64_t share; /* units or samples of one item of parallel work */
 } task;
 
@@ -24,40 +24,41 @@ typedef struct {
 
 /* y[i] = activation(scale * y[i] + bias + residual[i]) along one row (bias_step and scale_step 0) or over the rows of
  * one sample (1). NULL bias, residual or scales do nothing. */
-#define FINISH(name, type, exp_, tanh_, erf_)                                                                  \
-    static void finish_##name(type *y, int64_t count, const float *scales, const type *bias, int64_t step,     \
-                              const type *residual, gsp_activation activation) {                               \
-        if (scales != NULL)                                                                                    \
-            for (int64_t i = 0; i < count; i++) y[i] *= scales[i * step];                                      \
-        if (bias != NULL)                                                                                      \
-            for (int64_t i = 0; i < count; i++) y[i] += bias[i * step];                                        \
-        if (residual != NULL)                                                                                  \
-            for (int64_t i = 0; i < count; i++) y[i] += residual[i];                                           \
-        switch (activation) {                                                                                  \
-        case GSP_NONE: break;                                                                                  \
-        case GSP_RELU: /* a NaN stays one */                                                                   \
-            for (int64_t i = 0; i < count; i++) y[i] = y[i] < 0 ? 0 : y[i];                                    \
-            break;                                                                                             \
-        case GSP_SIGMOID:                                                                                      \
-            for (int64_t i = 0; i < count; i++) y[i] = 1 / (1 + exp_(-y[i]));                                  \
-            break;                                                                                             \
-        case GSP_TANH:                                                                                         \
-            for (int64_t i = 0; i < count; i++) y[i] = tanh_(y[i]);                                            \
-            break;                                                                                             \
-        case GSP_GELU:                                                                                         \
-            for (int64_t i = 0; i < count; i++)                                                                \
-                y[i] = (type)0.5 * y[i] * (1 + erf_(y[i] * (type)0.70710678118654752440));                     \
-            break;                                                                                             \
-        case GSP_SILU:                                                                                         \
-            for (int64_t i = 0; i < count; i++) y[i] = y[i] / (1 + exp_(-y[i]));                               \
-            break;                                                                                             \
-        }                                                                                                      \
+#define FINISH(name, type, exp_, tanh_, erf_)                                                      \
+    static void finish_##name(type *y, int64_t count, const float *scales, const type *bias,       \
+                              int64_t step, const type *residual, gsp_activation activation) {     \
+        if (scales != NULL)                                                                        \
+            for (int64_t i = 0; i < count; i++) y[i] *= scales[i * step];                          \
+        if (bias != NULL)                                                                          \
+            for (int64_t i = 0; i < count; i++) y[i] += bias[i * step];                            \
+        if (residual != NULL)                                                                      \
+            for (int64_t i = 0; i < count; i++) y[i] += residual[i];                               \
+        switch (activation) {                                                                      \
+        case GSP_NONE: break;                                                                      \
+        case GSP_RELU: /* a NaN stays one */                                                       \
+            for (int64_t i = 0; i < count; i++) y[i] = y[i] < 0 ? 0 : y[i];                        \
+            break;                                                                                 \
+        case GSP_SIGMOID:                                                                          \
+            for (int64_t i = 0; i < count; i++) y[i] = 1 / (1 + exp_(-y[i]));                      \
+            break;                                                                                 \
+        case GSP_TANH:                                                                             \
+            for (int64_t i = 0; i < count; i++) y[i] = tanh_(y[i]);                                \
+            break;                                                                                 \
+        case GSP_GELU:                                                                             \
+            for (int64_t i = 0; i < count; i++)                                                    \
+                y[i] = (type)0.5 * y[i] * (1 + erf_(y[i] * (type)0.70710678118654752440));         \
+            break;                                                                                 \
+        case GSP_SILU:                                                                             \
+            for (int64_t i = 0; i < count; i++) y[i] = y[i] / (1 + exp_(-y[i]));                   \
+            break;                                                                                 \
+        }                                                                                          \
     }
 
 FINISH(f64, double, exp, tanh, erf)
 FINISH(f32, float, expf, tanhf, erff)
 
-static void finish(const task *t, char *y, int64_t count, int64_t row, int64_t step, const char *residual) {
+static void finish(const task *t, char *y, int64_t count, int64_t row, int64_t step,
+                   const char *residual) {
     const gsp_epilogue *epilogue = &t->epilogue;
     const float *scales = t->plan->matrix.scales;
     const char *bias = epilogue->bias;
@@ -72,8 +73,8 @@ static void finish(const task *t, char *y, int64_t count, int64_t row, int64_t s
 }
 
 static bool needs_finish(const task *t) {
-    return t->plan->matrix.scales != NULL || t->epilogue.bias != NULL || t->epilogue.residual != NULL ||
-           t->epilogue.activation != GSP_NONE;
+    return t->plan->matrix.scales != NULL || t->epilogue.bias != NULL ||
+           t->epilogue.residual != NULL || t->epilogue.activation != GSP_NONE;
 }
 
 static const char *residual_at(const task *t, int64_t row, int64_t sample) {
@@ -119,7 +120,8 @@ static void run_kernel(const task *t, const gspi_product *product, bool threads)
 }
 
 /* A function of its own, so that only plans that copy x use the stack. */
-static __attribute__((noinline)) void run_copied(const task *t, gspi_product *product, bool threads) {
+static __attribute__((noinline)) void run_copied(const task *t, gspi_product *product,
+                                                 bool threads) {
     _Alignas(64) float copy[GSPI_MAX_COPY];
     copy_x(t->plan, product->x, copy);
     product->x = copy;
@@ -146,32 +148,36 @@ static gsp_status run_samples(void *argument, int64_t item, int worker) {
 
 /* --------------------------------------------------------------- multiply */
 
-gsp_status gsp_multiply(const gsp_plan *plan, const void *x, int64_t samples, const gsp_strides *strides, void *y,
-                        const gsp_epilogue *epilogue) {
+gsp_status gsp_multiply(const gsp_plan *plan, const void *x, int64_t samples,
+                        const gsp_strides *strides, void *y, const gsp_epilogue *epilogue) {
     const bool columns = plan->entry->op == GSPI_SPMM;
     const int64_t rows = plan->matrix.rows, cols = plan->matrix.cols;
     task t = {.plan = plan,
               .x = x,
               .y = y,
               .samples = samples,
-              .strides = columns ? (gsp_strides){samples, 1, samples, 1} : (gsp_strides){1, cols, 1, rows},
+              .strides =
+                  columns ? (gsp_strides){samples, 1, samples, 1} : (gsp_strides){1, cols, 1, rows},
               .size = plan->matrix.dtype == GSP_FLOAT64 ? sizeof(double) : sizeof(float)};
     if (strides != NULL) t.strides = *strides;
     if (epilogue != NULL) t.epilogue = *epilogue;
     GSP_CHECK(samples >= 0, GSP_ERROR_SHAPE);
-    GSP_CHECK(t.epilogue.activation >= GSP_NONE && t.epilogue.activation <= GSP_SILU, GSP_ERROR_SHAPE);
+    GSP_CHECK(t.epilogue.activation >= GSP_NONE && t.epilogue.activation <= GSP_SILU,
+              GSP_ERROR_SHAPE);
     if (samples == 0 || rows == 0) return GSP_OK;
     if (columns) GSP_CHECK(t.strides.x_sample == 1 && t.strides.y_sample == 1, GSP_ERROR_SHAPE);
     else GSP_CHECK(t.strides.x_col == 1 && t.strides.y_row == 1, GSP_ERROR_SHAPE);
 
     const int workers = gspi_workers(plan->context, plan->units);
-    const bool threads = workers > 1 && plan->slots >= (uint64_t)GSPI_PARALLEL_WORK / (uint64_t)samples;
+    const bool threads =
+        workers > 1 && plan->slots >= (uint64_t)GSPI_PARALLEL_WORK / (uint64_t)samples;
     t.share = gspi_max(1, plan->units / (4 * workers));
     if (columns) {
         const gspi_product product = {x, y, samples, t.strides.x_col, t.strides.y_row};
         run_kernel(&t, &product, threads);
         for (int64_t row = 0; row < rows && needs_finish(&t); row++)
-            finish(&t, t.y + row * t.strides.y_row * (int64_t)t.size, samples, row, 0, residual_at(&t, row, 0));
+            finish(&t, t.y + row * t.strides.y_row * (int64_t)t.size, samples, row, 0,
+                   residual_at(&t, row, 0));
     } else if (threads && samples >= workers) {
         t.share = gspi_max(1, samples / (4 * workers));
         (void)gspi_parallel(plan->context, gspi_ceil_div(samples, t.share), run_samples, &t);

@@ -30,7 +30,8 @@ static void free_rows(gsp_context *context, row_list *list) {
 
 static gsp_status alloc_rows(gsp_context *context, int64_t rows, uint64_t count, row_list *list) {
     *list = (row_list){rows, gspi_calloc(context, (size_t)rows + 2, sizeof(uint64_t)),
-                       gspi_alloc(context, count, sizeof(uint32_t)), gspi_alloc(context, count, sizeof(float))};
+                       gspi_alloc(context, count, sizeof(uint32_t)),
+                       gspi_alloc(context, count, sizeof(float))};
     if (list->start != NULL && list->key != NULL && list->values != NULL) return GSP_OK;
     free_rows(context, list);
     return GSP_ERROR_MEMORY;
@@ -56,10 +57,11 @@ static void put_element(void *argument, int64_t row, int64_t col, uint64_t eleme
 }
 
 static uint64_t elements_of(const gsp_matrix *matrix) {
-    const uint64_t per_unit = matrix->pattern.kind == GSP_GS ? matrix->pattern.banks
-                              : matrix->pattern.kind == GSP_BLOCK
-                                  ? (uint64_t)matrix->pattern.block_rows * matrix->pattern.block_cols
-                                  : 1;
+    const uint64_t per_unit =
+        matrix->pattern.kind == GSP_GS ? matrix->pattern.banks
+        : matrix->pattern.kind == GSP_BLOCK
+            ? (uint64_t)matrix->pattern.block_rows * matrix->pattern.block_cols
+            : 1;
     return matrix->units * per_unit;
 }
 
@@ -74,7 +76,8 @@ static gsp_status decode(gsp_context *context, const gsp_matrix *matrix, row_lis
 }
 
 /* Replaces columns by their position in x and sorts every row by it, by way of the transpose. */
-static gsp_status sort_rows(gsp_context *context, row_list *list, const uint32_t *position, int64_t cols) {
+static gsp_status sort_rows(gsp_context *context, row_list *list, const uint32_t *position,
+                            int64_t cols) {
     const uint64_t count = list->start[list->rows];
     row_list turned = {0};
     uint64_t *next = gspi_alloc(context, (size_t)list->rows, sizeof *next);
@@ -105,14 +108,16 @@ static gsp_status sort_rows(gsp_context *context, row_list *list, const uint32_t
 }
 
 /* Places of rows: fullest first, else as the matrix has them. order [rows]. True if that is the natural order. */
-static gsp_status order_rows(gsp_context *context, const gsp_matrix *matrix, const row_list *list, uint32_t *order,
-                             bool *natural) {
+static gsp_status order_rows(gsp_context *context, const gsp_matrix *matrix, const row_list *list,
+                             uint32_t *order, bool *natural) {
     uint64_t most = 0;
     for (int64_t row = 0; row < list->rows; row++)
-        if (list->start[row + 1] - list->start[row] > most) most = list->start[row + 1] - list->start[row];
+        if (list->start[row + 1] - list->start[row] > most)
+            most = list->start[row + 1] - list->start[row];
     uint64_t *next = gspi_calloc(context, (size_t)most + 2, sizeof *next);
     GSP_CHECK(next != NULL, GSP_ERROR_MEMORY);
-    for (int64_t row = 0; row < list->rows; row++) next[most - (list->start[row + 1] - list->start[row]) + 1]++;
+    for (int64_t row = 0; row < list->rows; row++)
+        next[most - (list->start[row + 1] - list->start[row]) + 1]++;
     for (uint64_t i = 0; i < most; i++) next[i + 1] += next[i];
     *natural = true;
     for (int64_t place = 0; place < list->rows; place++) {
@@ -132,7 +137,7 @@ static gsp_status order_rows(gsp_context *context, const gsp_matrix *matrix, con
  * at begin[t] and may reach into the next one, never past x_size. */
 typedef struct {
     bool by_banks; /* x is copied, bank after bank */
-    bool copy_x;   /* x is copied, if only for the zeros behind it */
+    bool copy_x; /* x is copied, if only for the zeros behind it */
     int64_t x_size, count;
     uint32_t *position; /* of a column */
     uint32_t *of;
@@ -161,7 +166,8 @@ static int64_t segment_end(const gsp_matrix *matrix, bool by_banks, int64_t segm
 }
 
 /* Cuts x into tables of at most `width`: as many whole banks as fit one, or a wide bank in equal parts. */
-static gsp_status make_tables(gsp_context *context, const gsp_matrix *matrix, bool by_banks, int width, tables *t) {
+static gsp_status make_tables(gsp_context *context, const gsp_matrix *matrix, bool by_banks,
+                              int width, tables *t) {
     const int64_t cols = matrix->cols;
     *t = (tables){.by_banks = by_banks,
                   .position = gspi_alloc(context, (size_t)cols, sizeof(uint32_t)),
@@ -176,9 +182,11 @@ static gsp_status make_tables(gsp_context *context, const gsp_matrix *matrix, bo
     t->copy_x = by_banks || cols < width;
     const int64_t banks = matrix->pattern.banks;
     for (int64_t col = 0; col < cols; col++)
-        t->position[col] = (uint32_t)(by_banks ? (col % banks == 0 ? 0 : segment_end(matrix, true, col % banks - 1)) +
-                                                     col / banks
-                                               : col);
+        t->position[col] =
+            (uint32_t)(by_banks
+                           ? (col % banks == 0 ? 0 : segment_end(matrix, true, col % banks - 1)) +
+                                 col / banks
+                           : col);
     int64_t segment = 0;
     for (int64_t left = 0; left < cols;) {
         int64_t right = segment_end(matrix, by_banks, segment++);
@@ -189,7 +197,8 @@ static gsp_status make_tables(gsp_context *context, const gsp_matrix *matrix, bo
         const int64_t origin = left;
         for (int64_t part = 0; part < parts; part++) {
             /* Only tables of a plain x are better full than equal: their begin stays aligned. */
-            const int64_t end = whole == cols ? gspi_min(left + width, cols) : origin + (part + 1) * whole / parts;
+            const int64_t end =
+                whole == cols ? gspi_min(left + width, cols) : origin + (part + 1) * whole / parts;
             const int64_t begin = gspi_max(0, gspi_min(left, cols - width));
             t->begin[t->count] = (uint32_t)begin;
             for (; left < end; left++) {
@@ -224,8 +233,9 @@ static int64_t places_per_unit(const gspi_entry *entry) {
 }
 
 /* Steps that each table takes in the rows at places [first, last): depth [tables], seen [tables] all zero. */
-static void count_depths(const row_list *list, const uint32_t *order, int64_t first, int64_t last, const tables *t,
-                         const uint32_t *position, uint32_t *seen, uint32_t *depth) {
+static void count_depths(const row_list *list, const uint32_t *order, int64_t first, int64_t last,
+                         const tables *t, const uint32_t *position, uint32_t *seen,
+                         uint32_t *depth) {
     memset(depth, 0, (size_t)t->count * sizeof *depth);
     for (int64_t place = first; place < last; place++) {
         const uint64_t begin = list->start[order[place]], end = list->start[order[place] + 1];
@@ -246,8 +256,8 @@ static uint64_t quads_of(const gspi_entry *entry, const uint32_t *depth, int64_t
 
 /* Quads of every unit into start[unit + 1], and their sum. */
 static gsp_status count_quads(gsp_context *context, const gspi_entry *entry, const row_list *list,
-                              const uint32_t *order, const tables *t, const uint32_t *position, uint64_t *start,
-                              uint64_t *total) {
+                              const uint32_t *order, const tables *t, const uint32_t *position,
+                              uint64_t *start, uint64_t *total) {
     const int64_t places = places_per_unit(entry), units = gspi_ceil_div(list->rows, places);
     uint32_t *depth = gspi_calloc(context, t == NULL ? 0 : 2 * (size_t)t->count, sizeof *depth);
     GSP_CHECK(depth != NULL, GSP_ERROR_MEMORY);
@@ -269,25 +279,30 @@ static gsp_status count_quads(gsp_context *context, const gspi_entry *entry, con
 }
 
 /* Keeps the candidate if it is cheaper than the best so far. */
-static gsp_status try_candidate(gsp_context *context, const gsp_matrix *matrix, const row_list *list,
-                                const uint32_t *order, const gspi_entry *entry, bool by_banks, candidate *best) {
+static gsp_status try_candidate(gsp_context *context, const gsp_matrix *matrix,
+                                const row_list *list, const uint32_t *order,
+                                const gspi_entry *entry, bool by_banks, candidate *best) {
     candidate made = {.entry = entry, .by_banks = by_banks};
     gsp_status status = GSP_OK;
     bool copies = false;
     if (entry->form == GSPI_WIDE || entry->form == GSPI_TALL) {
         made.items = matrix->units * runs_per_block(&matrix->pattern, entry);
-        made.slots = made.items * (uint64_t)(gspi_parts(&matrix->pattern, entry->form, entry->lanes) * entry->lanes);
+        made.slots =
+            made.items *
+            (uint64_t)(gspi_parts(&matrix->pattern, entry->form, entry->lanes) * entry->lanes);
         copies = matrix->cols < entry->lanes;
     } else {
         tables t = {0};
-        if (uses_tables(entry->form)) GSP_TRY(make_tables(context, matrix, by_banks, entry->width, &t));
-        status = count_quads(context, entry, list, order, uses_tables(entry->form) ? &t : NULL, t.position, NULL,
-                             &made.items);
+        if (uses_tables(entry->form))
+            GSP_TRY(make_tables(context, matrix, by_banks, entry->width, &t));
+        status = count_quads(context, entry, list, order, uses_tables(entry->form) ? &t : NULL,
+                             t.position, NULL, &made.items);
         made.slots = made.items * 4 * (uint64_t)entry->lanes;
         copies = t.copy_x;
         free_tables(context, &t);
     }
-    made.cost = (float)made.slots / 64 * entry->cost + (copies ? COPY_COST * (float)matrix->cols : 0);
+    made.cost =
+        (float)made.slots / 64 * entry->cost + (copies ? COPY_COST * (float)matrix->cols : 0);
     if (status == GSP_OK && (best->entry == NULL || made.cost < best->cost)) *best = made;
     return status;
 }
@@ -295,22 +310,24 @@ static gsp_status try_candidate(gsp_context *context, const gsp_matrix *matrix, 
 /* ---------------------------------------------------------------- packing */
 
 /* Packs the sorted rows into quads. Slots that no element fills stay as they are: value 0 at the table's begin. */
-static void pack_tables(gsp_plan *plan, const row_list *list, const uint32_t *order, const tables *t,
-                        uint32_t *depth, uint64_t *cursor) {
+static void pack_tables(gsp_plan *plan, const row_list *list, const uint32_t *order,
+                        const tables *t, uint32_t *depth, uint64_t *cursor) {
     const gspi_entry *entry = plan->entry;
     const int64_t lanes = entry->lanes, places = places_per_unit(entry);
     const size_t quad_bytes = gspi_quad_bytes(entry->form, entry->lanes);
     for (int64_t unit = 0; unit < plan->units; unit++) {
         const int64_t first = unit * places, last = gspi_min(first + places, list->rows);
         count_depths(list, order, first, last, t, NULL, depth + t->count, depth);
-        for (int64_t place = first; place < last; place++) cursor[place - first] = list->start[order[place]];
+        for (int64_t place = first; place < last; place++)
+            cursor[place - first] = list->start[order[place]];
         uint64_t step = entry->form == GSPI_QUADS ? plan->start[unit] : 4 * plan->start[unit];
         for (int64_t table = 0; table < t->count; table++) {
             for (uint32_t level = 0; level < depth[table]; level++, step++) {
                 plan->tables[step] = t->begin[table];
                 for (int64_t place = first; place < last; place++) {
                     uint64_t *e = &cursor[place - first];
-                    if (*e == list->start[order[place] + 1] || t->of[list->key[*e]] != table) continue;
+                    if (*e == list->start[order[place] + 1] || t->of[list->key[*e]] != table)
+                        continue;
                     const int64_t strip = (place - first) / lanes, lane = (place - first) % lanes;
                     const uint64_t quad = entry->form == GSPI_QUADS ? step : step / 4;
                     const int64_t byte = entry->form == GSPI_QUADS ? strip : (int64_t)(step % 4);
@@ -331,7 +348,8 @@ static void pack_gather(gsp_plan *plan, const row_list *list, const uint32_t *or
     for (int64_t place = 0; place < list->rows; place++) {
         const uint64_t begin = list->start[order[place]], end = list->start[order[place] + 1];
         for (uint64_t e = begin; e < end; e++) {
-            unsigned char *quad = plan->packed + (plan->start[place / lanes] + (e - begin) / 4) * quad_bytes;
+            unsigned char *quad =
+                plan->packed + (plan->start[place / lanes] + (e - begin) / 4) * quad_bytes;
             const int64_t slot = (int64_t)((e - begin) % 4) * lanes + place % lanes;
             ((uint32_t *)quad)[slot] = list->key[e];
             ((float *)(quad + 16 * lanes))[slot] = list->values[e];
@@ -346,8 +364,8 @@ static void *plan_alloc(gsp_plan *plan, uint64_t count, size_t size) {
     return memory;
 }
 
-static gsp_status pack_quads(gsp_plan *plan, const gsp_matrix *matrix, row_list *list, const uint32_t *order,
-                             const candidate *best) {
+static gsp_status pack_quads(gsp_plan *plan, const gsp_matrix *matrix, row_list *list,
+                             const uint32_t *order, const candidate *best) {
     gsp_context *context = plan->context;
     const gspi_entry *entry = best->entry;
     uint64_t total;
@@ -365,7 +383,8 @@ static gsp_status pack_quads(gsp_plan *plan, const gsp_matrix *matrix, row_list 
     uint64_t *cursor = gspi_alloc(context, (size_t)places_per_unit(entry), sizeof *cursor);
     gsp_status status = depth == NULL || cursor == NULL ? GSP_ERROR_MEMORY : GSP_OK;
     if (status == GSP_OK) status = sort_rows(context, list, t.position, matrix->cols);
-    if (status == GSP_OK) status = count_quads(context, entry, list, order, &t, NULL, plan->start, &total);
+    if (status == GSP_OK)
+        status = count_quads(context, entry, list, order, &t, NULL, plan->start, &total);
     if (status == GSP_OK) pack_tables(plan, list, order, &t, depth, cursor);
     gspi_free(context, cursor);
     gspi_free(context, depth);
@@ -388,20 +407,23 @@ static void put_in_run(void *argument, int64_t row, int64_t col, uint64_t elemen
     const int64_t block = (int64_t)(element / (uint64_t)(height * width)) - p->matrix->indptr[unit];
     const int64_t in_row = row % height, in_block = col % width;
     const bool wide = entry->form == GSPI_WIDE;
-    const int64_t run = block * (int64_t)runs_per_block(pattern, entry) + (wide ? in_block / lanes : in_block);
+    const int64_t run =
+        block * (int64_t)runs_per_block(pattern, entry) + (wide ? in_block / lanes : in_block);
     const int64_t part = wide ? in_row : in_row / lanes;
     /* A run that would reach past x begins earlier. */
-    const int64_t from = wide ? gspi_max(0, gspi_min(col - in_block % lanes, p->matrix->cols - lanes)) : col;
+    const int64_t from =
+        wide ? gspi_max(0, gspi_min(col - in_block % lanes, p->matrix->cols - lanes)) : col;
     const int64_t lane = wide ? col - from : in_row % lanes;
     p->plan->tables[begin + run] = (uint32_t)from;
     float *values = (float *)p->plan->packed;
-    values[((begin * gspi_parts(pattern, entry->form, entry->lanes)) + part * count + run) * lanes + lane] =
-        gspi_value(p->matrix, p->matrix->dtype, element);
+    values[((begin * gspi_parts(pattern, entry->form, entry->lanes)) + part * count + run) * lanes +
+           lane] = gspi_value(p->matrix, p->matrix->dtype, element);
 }
 
 static void pack_blocks(gsp_plan *plan, const gsp_matrix *matrix) {
     const uint64_t runs = runs_per_block(&matrix->pattern, plan->entry);
-    for (int64_t unit = 0; unit < plan->units; unit++) plan->start[unit + 1] = matrix->indptr[unit + 1] * runs;
+    for (int64_t unit = 0; unit < plan->units; unit++)
+        plan->start[unit + 1] = matrix->indptr[unit + 1] * runs;
     plan->copy_x = plan->entry->form == GSPI_WIDE && matrix->cols < plan->entry->lanes;
     plan->x_banks = 1;
     plan->x_size = gspi_max(matrix->cols, plan->entry->lanes);
@@ -409,19 +431,23 @@ static void pack_blocks(gsp_plan *plan, const gsp_matrix *matrix) {
     gspi_visit(matrix, 0, plan->units, put_in_run, &p);
 }
 
-static gsp_status pack(gsp_plan *plan, const gsp_matrix *matrix, row_list *list, const uint32_t *order,
-                       const candidate *best) {
+static gsp_status pack(gsp_plan *plan, const gsp_matrix *matrix, row_list *list,
+                       const uint32_t *order, const candidate *best) {
     const gspi_entry *entry = best->entry;
     const bool blocks = entry->form == GSPI_WIDE || entry->form == GSPI_TALL;
     plan->entry = entry;
-    plan->units = gspi_ceil_div(matrix->rows, blocks ? matrix->pattern.block_rows : places_per_unit(entry));
+    plan->units =
+        gspi_ceil_div(matrix->rows, blocks ? matrix->pattern.block_rows : places_per_unit(entry));
     plan->slots = best->slots;
     plan->start = plan_alloc(plan, (uint64_t)plan->units + 1, sizeof *plan->start);
-    plan->packed = blocks ? plan_alloc(plan, best->slots, sizeof(float))
-                          : plan_alloc(plan, best->items, gspi_quad_bytes(entry->form, entry->lanes));
+    plan->packed = blocks
+                       ? plan_alloc(plan, best->slots, sizeof(float))
+                       : plan_alloc(plan, best->items, gspi_quad_bytes(entry->form, entry->lanes));
     if (entry->form != GSPI_GATHER)
-        plan->tables = plan_alloc(plan, best->items * (entry->form == GSPI_STRIPS ? 4 : 1), sizeof *plan->tables);
-    GSP_CHECK(plan->start != NULL && plan->packed != NULL && (plan->tables != NULL || entry->form == GSPI_GATHER),
+        plan->tables = plan_alloc(plan, best->items * (entry->form == GSPI_STRIPS ? 4 : 1),
+                                  sizeof *plan->tables);
+    GSP_CHECK(plan->start != NULL && plan->packed != NULL &&
+                  (plan->tables != NULL || entry->form == GSPI_GATHER),
               GSP_ERROR_MEMORY);
     if (!blocks) return pack_quads(plan, matrix, list, order, best);
     pack_blocks(plan, matrix);
@@ -431,7 +457,8 @@ static gsp_status pack(gsp_plan *plan, const gsp_matrix *matrix, row_list *list,
 /* ------------------------------------------------------------------ plans */
 
 static bool takes(const gspi_entry *entry, const gsp_matrix *matrix, gspi_op op) {
-    if (entry->op != op || !(entry->dtypes >> matrix->dtype & 1) || !(entry->kinds >> matrix->pattern.kind & 1))
+    if (entry->op != op || !(entry->dtypes >> matrix->dtype & 1) ||
+        !(entry->kinds >> matrix->pattern.kind & 1))
         return false;
     /* Gathers and scatters take signed 32-bit indices. */
     return entry->form == GSPI_STORED || (matrix->rows <= INT32_MAX && matrix->cols <= INT32_MAX);
@@ -454,9 +481,11 @@ static gsp_status lay_out_rows(gsp_plan *plan, const gsp_matrix *matrix) {
     const uint64_t count = list.start[matrix->rows];
     plan->units = matrix->rows;
     plan->entries = plan->slots = count;
-    gsp_status status = own(plan, list.start, ((size_t)matrix->rows + 1) * sizeof *list.start, &plan->start);
+    gsp_status status =
+        own(plan, list.start, ((size_t)matrix->rows + 1) * sizeof *list.start, &plan->start);
     if (status == GSP_OK) status = own(plan, list.key, count * sizeof *list.key, &plan->tables);
-    if (status == GSP_OK) status = own(plan, list.values, count * sizeof *list.values, &plan->packed);
+    if (status == GSP_OK)
+        status = own(plan, list.values, count * sizeof *list.values, &plan->packed);
     free_rows(plan->context, &list);
     return status;
 }
@@ -471,7 +500,8 @@ static gsp_status lay_out(gsp_plan *plan, const gsp_matrix *matrix, gsp_backend 
     if (status == GSP_OK) {
         plan->entries = list.start[matrix->rows];
         order = gspi_alloc(context, (size_t)matrix->rows, sizeof *order);
-        status = order == NULL ? GSP_ERROR_MEMORY : order_rows(context, matrix, &list, order, &natural);
+        status =
+            order == NULL ? GSP_ERROR_MEMORY : order_rows(context, matrix, &list, order, &natural);
     }
     const bool banked = matrix->pattern.kind == GSP_GS && matrix->pattern.layout == GSP_INTERLEAVED;
     for (const gspi_entry *entry = gspi_kernels; entry->name != NULL && status == GSP_OK; entry++) {
@@ -480,7 +510,8 @@ static gsp_status lay_out(gsp_plan *plan, const gsp_matrix *matrix, gsp_backend 
         if (status == GSP_OK && banked && entry->width > 0 && matrix->cols <= GSPI_MAX_COPY)
             status = try_candidate(context, matrix, &list, order, entry, true, &best);
     }
-    const bool blocks = best.entry != NULL && (best.entry->form == GSPI_WIDE || best.entry->form == GSPI_TALL);
+    const bool blocks =
+        best.entry != NULL && (best.entry->form == GSPI_WIDE || best.entry->form == GSPI_TALL);
     if (status == GSP_OK && !natural && !blocks) {
         plan->row_map = plan_alloc(plan, (uint64_t)matrix->rows, sizeof *plan->row_map);
         if (plan->row_map == NULL) status = GSP_ERROR_MEMORY;
@@ -517,8 +548,8 @@ static gsp_status make(gsp_plan *plan, const gsp_matrix *matrix, gsp_backend bac
     return op == GSPI_SPMM ? lay_out_rows(plan, matrix) : lay_out(plan, matrix, entry->backend);
 }
 
-gsp_status gsp_plan_create(gsp_context *context, const gsp_matrix *matrix, gsp_backend backend, int64_t n,
-                           gsp_plan **plan) {
+gsp_status gsp_plan_create(gsp_context *context, const gsp_matrix *matrix, gsp_backend backend,
+                           int64_t n, gsp_plan **plan) {
     gsp_backend backends[GSP_BACKENDS];
     bool runs = false;
     for (int i = gsp_backends(backends); i > 0; i--) runs = runs || backends[i - 1] == backend;
@@ -544,7 +575,8 @@ void gsp_plan_destroy(gsp_plan *plan) {
     const void *const owned[] = {plan->matrix.values, plan->matrix.indices,   plan->matrix.indptr,
                                  plan->matrix.scales, plan->matrix.row_order, plan->start,
                                  plan->packed,        plan->tables,           plan->row_map};
-    for (size_t i = 0; i < sizeof owned / sizeof owned[0]; i++) gspi_free(context, (void *)(uintptr_t)owned[i]);
+    for (size_t i = 0; i < sizeof owned / sizeof owned[0]; i++)
+        gspi_free(context, (void *)(uintptr_t)owned[i]);
     gspi_free(context, plan);
 }
 

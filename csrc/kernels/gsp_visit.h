@@ -18,14 +18,17 @@ GSPI_INLINE uint64_t gspi_stored_index(const gsp_matrix *matrix, uint64_t place)
 }
 
 /* One row is one group, and the slot is the bank: the index is the place in it. */
-GSPI_INLINE void gspi_visit_horizontal(const gsp_matrix *matrix, int64_t first, int64_t last, gspi_visitor *visit,
-                                       void *argument) {
-    const int64_t banks = matrix->pattern.banks, narrow = matrix->cols / banks, wide = matrix->cols % banks;
+GSPI_INLINE void gspi_visit_horizontal(const gsp_matrix *matrix, int64_t first, int64_t last,
+                                       gspi_visitor *visit, void *argument) {
+    const int64_t banks = matrix->pattern.banks, narrow = matrix->cols / banks,
+                  wide = matrix->cols % banks;
     const bool contiguous = matrix->pattern.layout == GSP_CONTIGUOUS;
     for (int64_t group = first; group < last; group++) {
         const int64_t row = matrix->row_order ? matrix->row_order[group] : group;
-        for (uint64_t bundle = matrix->indptr[group]; bundle < matrix->indptr[group + 1]; bundle++) {
-            int64_t begin = 0, rest = 0; /* floor(slot * cols / banks), without a division for every slot */
+        for (uint64_t bundle = matrix->indptr[group]; bundle < matrix->indptr[group + 1];
+             bundle++) {
+            int64_t begin = 0,
+                    rest = 0; /* floor(slot * cols / banks), without a division for every slot */
             for (int64_t slot = 0; slot < banks; slot++) {
                 const uint64_t element = bundle * (uint64_t)banks + (uint64_t)slot;
                 const int64_t index = (int64_t)gspi_stored_index(matrix, element);
@@ -43,12 +46,14 @@ GSPI_INLINE void gspi_visit_horizontal(const gsp_matrix *matrix, int64_t first, 
 
 /* Slots of a bundle go by row, and within a row by bank; the index is the column. Slots of rows that a short last
  * group lacks are skipped. */
-GSPI_INLINE void gspi_visit_gs(const gsp_matrix *matrix, int64_t first, int64_t last, gspi_visitor *visit,
-                               void *argument) {
-    const int64_t banks = matrix->pattern.banks, per_row = matrix->pattern.per_row, group_rows = banks / per_row;
+GSPI_INLINE void gspi_visit_gs(const gsp_matrix *matrix, int64_t first, int64_t last,
+                               gspi_visitor *visit, void *argument) {
+    const int64_t banks = matrix->pattern.banks, per_row = matrix->pattern.per_row,
+                  group_rows = banks / per_row;
     for (int64_t group = first; group < last; group++) {
         const int64_t here = gspi_min(group_rows, matrix->rows - group * group_rows);
-        for (uint64_t bundle = matrix->indptr[group]; bundle < matrix->indptr[group + 1]; bundle++) {
+        for (uint64_t bundle = matrix->indptr[group]; bundle < matrix->indptr[group + 1];
+             bundle++) {
             for (int64_t place = 0; place < here; place++) {
                 const int64_t position = group * group_rows + place;
                 const int64_t row = matrix->row_order ? matrix->row_order[position] : position;
@@ -69,8 +74,8 @@ GSPI_INLINE void gspi_visit_irregular(const gsp_matrix *matrix, int64_t first, i
 }
 
 /* Blocks at the right and lower edge reach beyond the matrix; what lies there is skipped. */
-GSPI_INLINE void gspi_visit_block(const gsp_matrix *matrix, int64_t first, int64_t last, gspi_visitor *visit,
-                                  void *argument) {
+GSPI_INLINE void gspi_visit_block(const gsp_matrix *matrix, int64_t first, int64_t last,
+                                  gspi_visitor *visit, void *argument) {
     const int64_t height = matrix->pattern.block_rows, width = matrix->pattern.block_cols;
     for (int64_t group = first; group < last; group++) {
         const int64_t rows = gspi_min(height, matrix->rows - group * height);
@@ -87,8 +92,8 @@ GSPI_INLINE void gspi_visit_block(const gsp_matrix *matrix, int64_t first, int64
 
 /* Every window of m columns has n slots (a last, narrower one at most its width); a slot's position in its window
  * takes index_bytes bits, lowest bits first. */
-GSPI_INLINE void gspi_visit_nm(const gsp_matrix *matrix, int64_t first, int64_t last, gspi_visitor *visit,
-                               void *argument) {
+GSPI_INLINE void gspi_visit_nm(const gsp_matrix *matrix, int64_t first, int64_t last,
+                               gspi_visitor *visit, void *argument) {
     const uint8_t *positions = matrix->indices;
     const int64_t n = matrix->pattern.nm_n, m = matrix->pattern.nm_m;
     const uint64_t bits = matrix->index_bytes, mask = (1u << bits) - 1;
@@ -98,15 +103,16 @@ GSPI_INLINE void gspi_visit_nm(const gsp_matrix *matrix, int64_t first, int64_t 
             const int64_t slots = gspi_min(n, matrix->cols - left);
             for (int64_t slot = 0; slot < slots; slot++, element++) {
                 const uint64_t at = element * bits;
-                visit(argument, row, left + (int64_t)((uint64_t)(positions[at / 8] >> (at % 8)) & mask), element);
+                visit(argument, row,
+                      left + (int64_t)((uint64_t)(positions[at / 8] >> (at % 8)) & mask), element);
             }
         }
     }
 }
 
 /* Calls visit for every element that groups [first, last) store. */
-GSPI_INLINE void gspi_visit(const gsp_matrix *matrix, int64_t first, int64_t last, gspi_visitor *visit,
-                            void *argument) {
+GSPI_INLINE void gspi_visit(const gsp_matrix *matrix, int64_t first, int64_t last,
+                            gspi_visitor *visit, void *argument) {
     switch (matrix->pattern.kind) {
     case GSP_GS:
         if (matrix->pattern.per_row == matrix->pattern.banks)
@@ -132,9 +138,11 @@ GSPI_INLINE float gspi_from_bfloat16(uint16_t bits) { return gspi_from_bits((uin
 
 GSPI_INLINE float gspi_from_float16(uint16_t half) {
     const uint32_t sign = (uint32_t)(half & 0x8000) << 16, rest = half & 0x7fff;
-    if (rest >= 0x7c00) return gspi_from_bits(sign | 0x7f800000 | (rest & 0x3ff) << 13); /* infinity, NaN */
-    if (rest >= 0x400) return gspi_from_bits(sign | ((rest << 13) + 0x38000000));        /* exponent + 112 */
-    const float tiny = (float)rest * 0x1p-24f;                                           /* subnormal */
+    if (rest >= 0x7c00)
+        return gspi_from_bits(sign | 0x7f800000 | (rest & 0x3ff) << 13); /* infinity, NaN */
+    if (rest >= 0x400)
+        return gspi_from_bits(sign | ((rest << 13) + 0x38000000)); /* exponent + 112 */
+    const float tiny = (float)rest * 0x1p-24f; /* subnormal */
     return sign ? -tiny : tiny;
 }
 

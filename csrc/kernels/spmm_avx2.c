@@ -19,11 +19,13 @@
 /* Four registers of columns from `left` on, of one row. */
 INLINE void tile(const gsp_plan *plan, const gspi_product *product, int64_t row, int64_t left) {
     const float *values = (const float *)plan->packed, *x = (const float *)product->x + left;
-    __m256 sum[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
+    __m256 sum[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(),
+                     _mm256_setzero_ps()};
     for (uint64_t e = plan->start[row]; e < plan->start[row + 1]; e++) {
         const float *from = x + plan->tables[e] * product->x_col;
         const __m256 value = _mm256_set1_ps(values[e]);
-        for (int i = 0; i < 4; i++) sum[i] = _mm256_fmadd_ps(value, _mm256_loadu_ps(from + i * LANES), sum[i]);
+        for (int i = 0; i < 4; i++)
+            sum[i] = _mm256_fmadd_ps(value, _mm256_loadu_ps(from + i * LANES), sum[i]);
     }
     float *y = (float *)product->y + row * product->y_row + left;
     for (int i = 0; i < 4; i++) _mm256_storeu_ps(y + i * LANES, sum[i]);
@@ -31,11 +33,13 @@ INLINE void tile(const gsp_plan *plan, const gspi_product *product, int64_t row,
 
 /* Up to one register of columns from `left` on, of one row; four elements at a time, since one sum alone would
  * wait for itself. */
-INLINE void narrow(const gsp_plan *plan, const gspi_product *product, int64_t row, int64_t left, int64_t count) {
+INLINE void narrow(const gsp_plan *plan, const gspi_product *product, int64_t row, int64_t left,
+                   int64_t count) {
     const float *values = (const float *)plan->packed, *x = (const float *)product->x + left;
     const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     const __m256i here = _mm256_cmpgt_epi32(_mm256_set1_epi32((int)gspi_min(count, LANES)), lanes);
-    __m256 sum[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
+    __m256 sum[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(),
+                     _mm256_setzero_ps()};
     uint64_t e = plan->start[row];
     const uint64_t end = plan->start[row + 1];
     for (; e + 4 <= end; e += 4)
@@ -51,11 +55,13 @@ INLINE void narrow(const gsp_plan *plan, const gspi_product *product, int64_t ro
     _mm256_maskstore_ps((float *)product->y + row * product->y_row + left, here, all);
 }
 
-void gsp_f32_spmm__avx2(const gsp_plan *plan, const gspi_product *product, int64_t first, int64_t last) {
+void gsp_f32_spmm__avx2(const gsp_plan *plan, const gspi_product *product, int64_t first,
+                        int64_t last) {
     int64_t left = 0;
     for (; left + 4 * LANES <= product->samples; left += 4 * LANES)
         for (int64_t row = first; row < last; row++) tile(plan, product, row, left);
     for (; left < product->samples; left += LANES)
-        for (int64_t row = first; row < last; row++) narrow(plan, product, row, left, product->samples - left);
+        for (int64_t row = first; row < last; row++)
+            narrow(plan, product, row, left, product->samples - left);
 }
 #endif

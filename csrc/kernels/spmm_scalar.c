@@ -11,25 +11,26 @@ typedef struct {
     const gspi_product *product;
 } sums;
 
-#define SPMM(name, type, value)                                                                                \
-    static void add_##name(void *argument, int64_t row, int64_t col, uint64_t element) {                       \
-        const sums *s = argument;                                                                              \
-        const type weight = (value);                                                                           \
-        const type *restrict x = (const type *)s->product->x + col * s->product->x_col;                        \
-        type *restrict y = (type *)s->product->y + row * s->product->y_row;                                    \
-        for (int64_t sample = 0; sample < s->product->samples; sample++) y[sample] += weight * x[sample];      \
-    }                                                                                                          \
-    void gsp_##name##_spmm__scalar(const gsp_plan *plan, const gspi_product *product, int64_t first,           \
-                                   int64_t last) {                                                             \
-        const gsp_matrix *matrix = &plan->matrix;                                                              \
-        const int64_t group_rows = gsp_group_rows(&matrix->pattern);                                           \
-        for (int64_t p = first * group_rows; p < gspi_min(last * group_rows, matrix->rows); p++) {             \
-            const int64_t row = matrix->row_order ? matrix->row_order[p] : p;                                  \
-            for (int64_t sample = 0; sample < product->samples; sample++)                                      \
-                ((type *)product->y)[row * product->y_row + sample] = 0;                                       \
-        }                                                                                                      \
-        sums s = {matrix, product};                                                                            \
-        gspi_visit(matrix, first, last, add_##name, &s);                                                       \
+#define SPMM(name, type, value)                                                                    \
+    static void add_##name(void *argument, int64_t row, int64_t col, uint64_t element) {           \
+        const sums *s = argument;                                                                  \
+        const type weight = (value);                                                               \
+        const type *restrict x = (const type *)s->product->x + col * s->product->x_col;            \
+        type *restrict y = (type *)s->product->y + row * s->product->y_row;                        \
+        for (int64_t sample = 0; sample < s->product->samples; sample++)                           \
+            y[sample] += weight * x[sample];                                                       \
+    }                                                                                              \
+    void gsp_##name##_spmm__scalar(const gsp_plan *plan, const gspi_product *product,              \
+                                   int64_t first, int64_t last) {                                  \
+        const gsp_matrix *matrix = &plan->matrix;                                                  \
+        const int64_t group_rows = gsp_group_rows(&matrix->pattern);                               \
+        for (int64_t p = first * group_rows; p < gspi_min(last * group_rows, matrix->rows); p++) { \
+            const int64_t row = matrix->row_order ? matrix->row_order[p] : p;                      \
+            for (int64_t sample = 0; sample < product->samples; sample++)                          \
+                ((type *)product->y)[row * product->y_row + sample] = 0;                           \
+        }                                                                                          \
+        sums s = {matrix, product};                                                                \
+        gspi_visit(matrix, first, last, add_##name, &s);                                           \
     }
 
 SPMM(f64, double, ((const double *)s->matrix->values)[element])

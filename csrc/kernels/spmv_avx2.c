@@ -23,7 +23,8 @@
 #define INLINE static inline __attribute__((always_inline))
 
 /* Adds the step whose positions are byte `byte` of every word. */
-INLINE __m256 step(__m256 sum, __m256i words, int byte, const __m256 *table, const float *values, int width) {
+INLINE __m256 step(__m256 sum, __m256i words, int byte, const __m256 *table, const float *values,
+                   int width) {
     const __m256i positions = _mm256_srli_epi32(words, 8 * byte);
     __m256 x = _mm256_permutevar8x32_ps(table[0], positions);
     if (width >= 16) {
@@ -31,8 +32,9 @@ INLINE __m256 step(__m256 sum, __m256i words, int byte, const __m256 *table, con
         x = _mm256_blendv_ps(x, _mm256_permutevar8x32_ps(table[1], positions), bit3);
         if (width >= 32) {
             const __m256 bit4 = _mm256_castsi256_ps(_mm256_slli_epi32(words, 27 - 8 * byte));
-            const __m256 upper = _mm256_blendv_ps(_mm256_permutevar8x32_ps(table[2], positions),
-                                                  _mm256_permutevar8x32_ps(table[3], positions), bit3);
+            const __m256 upper =
+                _mm256_blendv_ps(_mm256_permutevar8x32_ps(table[2], positions),
+                                 _mm256_permutevar8x32_ps(table[3], positions), bit3);
             x = _mm256_blendv_ps(x, upper, bit4);
         }
     }
@@ -44,7 +46,8 @@ INLINE void load_table(__m256 *table, const float *x, int width) {
 }
 
 INLINE void prefetch(const unsigned char *quad) {
-    for (int line = 0; line < 20 * LANES; line += 64) _mm_prefetch((const char *)quad + AHEAD + line, _MM_HINT_T0);
+    for (int line = 0; line < 20 * LANES; line += 64)
+        _mm_prefetch((const char *)quad + AHEAD + line, _MM_HINT_T0);
 }
 
 /* Writes the sums of places [place, place + 8), as far as there are rows. */
@@ -60,13 +63,15 @@ INLINE void store(const gsp_plan *plan, float *y, int64_t place, __m256 sum) {
         y[plan->row_map == NULL ? place + i : plan->row_map[place + i]] = lanes[i];
 }
 
-INLINE void quads(const gsp_plan *plan, const gspi_product *product, int64_t first, int64_t last, int width) {
+INLINE void quads(const gsp_plan *plan, const gspi_product *product, int64_t first, int64_t last,
+                  int width) {
     const float *x = product->x;
     const uint64_t *start = plan->start;
     for (int64_t unit = first; unit < last; unit++) {
         const uint32_t *tables = plan->tables + start[unit];
         const unsigned char *quad = plan->packed + start[unit] * (20 * LANES);
-        __m256 sum[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
+        __m256 sum[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(),
+                         _mm256_setzero_ps()};
         for (uint64_t left = start[unit + 1] - start[unit]; left > 0; left--) {
             __m256 table[4];
             load_table(table, x + *tables++, width);
@@ -83,13 +88,15 @@ INLINE void quads(const gsp_plan *plan, const gspi_product *product, int64_t fir
     }
 }
 
-INLINE void strips(const gsp_plan *plan, const gspi_product *product, int64_t first, int64_t last, int width) {
+INLINE void strips(const gsp_plan *plan, const gspi_product *product, int64_t first, int64_t last,
+                   int width) {
     const float *x = product->x;
     const uint64_t *start = plan->start;
     for (int64_t unit = first; unit < last; unit++) {
         const uint32_t *tables = plan->tables + 4 * start[unit];
         const unsigned char *quad = plan->packed + start[unit] * (20 * LANES);
-        __m256 sum[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
+        __m256 sum[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(),
+                         _mm256_setzero_ps()};
         for (uint64_t left = start[unit + 1] - start[unit]; left > 0; left--) {
             __m256 table[4];
             prefetch(quad);
@@ -111,9 +118,9 @@ INLINE void strips(const gsp_plan *plan, const gspi_product *product, int64_t fi
     }
 }
 
-#define TABLES(name, loop, width)                                                                              \
-    void name(const gsp_plan *plan, const gspi_product *product, int64_t first, int64_t last) {                \
-        loop(plan, product, first, last, width);                                                               \
+#define TABLES(name, loop, width)                                                                  \
+    void name(const gsp_plan *plan, const gspi_product *product, int64_t first, int64_t last) {    \
+        loop(plan, product, first, last, width);                                                   \
     }
 
 TABLES(gsp_f32_spmv_quads8__avx2, quads, 8)
@@ -124,8 +131,10 @@ TABLES(gsp_f32_spmv_strips16__avx2, strips, 16)
 TABLES(gsp_f32_spmv_strips32__avx2, strips, 32)
 
 /* Sums the runs of one part: values[run][LANES] times x[run ..][0 .. LANES), or times x[run] in every lane. */
-INLINE __m256 part(const float *x, const uint32_t *runs, int64_t count, const float *values, bool wide) {
-    __m256 sum[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
+INLINE __m256 part(const float *x, const uint32_t *runs, int64_t count, const float *values,
+                   bool wide) {
+    __m256 sum[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(),
+                     _mm256_setzero_ps()};
     int64_t run = 0;
     for (; run + 4 <= count; run += 4)
         for (int i = 0; i < 4; i++) {
@@ -148,29 +157,36 @@ INLINE float reduce(__m256 sum) {
 }
 
 /* Blocks at least as wide as half a register: a row's runs add up in the lanes, which are summed at its end. */
-void gsp_f32_spmv_wide__avx2(const gsp_plan *plan, const gspi_product *product, int64_t first, int64_t last) {
+void gsp_f32_spmv_wide__avx2(const gsp_plan *plan, const gspi_product *product, int64_t first,
+                             int64_t last) {
     const int64_t height = plan->matrix.pattern.block_rows;
     for (int64_t unit = first; unit < last; unit++) {
-        const int64_t begin = (int64_t)plan->start[unit], count = (int64_t)plan->start[unit + 1] - begin;
+        const int64_t begin = (int64_t)plan->start[unit],
+                      count = (int64_t)plan->start[unit + 1] - begin;
         const float *values = (const float *)plan->packed + begin * height * LANES;
         for (int64_t row = 0; row < gspi_min(height, plan->matrix.rows - unit * height); row++) {
-            const __m256 sum = part(product->x, plan->tables + begin, count, values + row * count * LANES, true);
+            const __m256 sum =
+                part(product->x, plan->tables + begin, count, values + row * count * LANES, true);
             ((float *)product->y)[unit * height + row] = reduce(sum);
         }
     }
 }
 
 /* Blocks at least as tall as half a register: one entry of x for all lanes, each of which is a row. */
-void gsp_f32_spmv_tall__avx2(const gsp_plan *plan, const gspi_product *product, int64_t first, int64_t last) {
-    const int64_t height = plan->matrix.pattern.block_rows, parts = gspi_parts(&plan->matrix.pattern, GSPI_TALL, LANES);
+void gsp_f32_spmv_tall__avx2(const gsp_plan *plan, const gspi_product *product, int64_t first,
+                             int64_t last) {
+    const int64_t height = plan->matrix.pattern.block_rows,
+                  parts = gspi_parts(&plan->matrix.pattern, GSPI_TALL, LANES);
     for (int64_t unit = first; unit < last; unit++) {
-        const int64_t begin = (int64_t)plan->start[unit], count = (int64_t)plan->start[unit + 1] - begin;
+        const int64_t begin = (int64_t)plan->start[unit],
+                      count = (int64_t)plan->start[unit + 1] - begin;
         const float *values = (const float *)plan->packed + begin * parts * LANES;
         const int64_t rows = gspi_min(height, plan->matrix.rows - unit * height);
         float *y = (float *)product->y + unit * height;
         for (int64_t place = 0; place * LANES < rows; place++) {
             const int64_t left = rows - place * LANES;
-            const __m256 sum = part(product->x, plan->tables + begin, count, values + place * count * LANES, false);
+            const __m256 sum = part(product->x, plan->tables + begin, count,
+                                    values + place * count * LANES, false);
             float lanes[LANES];
             _mm256_storeu_ps(lanes, sum);
             for (int64_t i = 0; i < gspi_min(left, LANES); i++) y[place * LANES + i] = lanes[i];

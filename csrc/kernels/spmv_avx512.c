@@ -26,7 +26,8 @@
 #define INLINE static inline __attribute__((always_inline))
 
 /* Adds the step whose positions are the low bytes of `positions`. */
-INLINE __m512 step(__m512 sum, __m512i positions, const __m512 *table, const float *values, int width) {
+INLINE __m512 step(__m512 sum, __m512i positions, const __m512 *table, const float *values,
+                   int width) {
     __m512 x = _mm512_permutex2var_ps(table[0], positions, table[1]);
     if (width == 64) {
         const __mmask16 upper = _mm512_test_epi32_mask(positions, _mm512_set1_epi32(32));
@@ -40,7 +41,8 @@ INLINE void load_table(__m512 *table, const float *x, int width) {
 }
 
 INLINE void prefetch(const unsigned char *quad) {
-    for (int line = 0; line < 20 * LANES; line += 64) _mm_prefetch((const char *)quad + AHEAD + line, _MM_HINT_T0);
+    for (int line = 0; line < 20 * LANES; line += 64)
+        _mm_prefetch((const char *)quad + AHEAD + line, _MM_HINT_T0);
 }
 
 /* Writes the sums of places [place, place + 16), as far as there are rows. */
@@ -56,13 +58,15 @@ INLINE void store(const gsp_plan *plan, float *y, int64_t place, __m512 sum) {
     }
 }
 
-INLINE void quads(const gsp_plan *plan, const gspi_product *product, int64_t first, int64_t last, int width) {
+INLINE void quads(const gsp_plan *plan, const gspi_product *product, int64_t first, int64_t last,
+                  int width) {
     const float *x = product->x;
     const uint64_t *start = plan->start;
     for (int64_t unit = first; unit < last; unit++) {
         const uint32_t *tables = plan->tables + start[unit];
         const unsigned char *quad = plan->packed + start[unit] * (20 * LANES);
-        __m512 sum[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+        __m512 sum[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
+                         _mm512_setzero_ps()};
         for (uint64_t left = start[unit + 1] - start[unit]; left > 0; left--) {
             __m512 table[4];
             load_table(table, x + *tables++, width);
@@ -71,21 +75,25 @@ INLINE void quads(const gsp_plan *plan, const gspi_product *product, int64_t fir
             const float *values = (const float *)(quad + 4 * LANES);
             sum[0] = step(sum[0], positions, table, values, width);
             sum[1] = step(sum[1], _mm512_srli_epi32(positions, 8), table, values + LANES, width);
-            sum[2] = step(sum[2], _mm512_srli_epi32(positions, 16), table, values + 2 * LANES, width);
-            sum[3] = step(sum[3], _mm512_srli_epi32(positions, 24), table, values + 3 * LANES, width);
+            sum[2] =
+                step(sum[2], _mm512_srli_epi32(positions, 16), table, values + 2 * LANES, width);
+            sum[3] =
+                step(sum[3], _mm512_srli_epi32(positions, 24), table, values + 3 * LANES, width);
             quad += 20 * LANES;
         }
         for (int i = 0; i < 4; i++) store(plan, product->y, (4 * unit + i) * LANES, sum[i]);
     }
 }
 
-INLINE void strips(const gsp_plan *plan, const gspi_product *product, int64_t first, int64_t last, int width) {
+INLINE void strips(const gsp_plan *plan, const gspi_product *product, int64_t first, int64_t last,
+                   int width) {
     const float *x = product->x;
     const uint64_t *start = plan->start;
     for (int64_t unit = first; unit < last; unit++) {
         const uint32_t *tables = plan->tables + 4 * start[unit];
         const unsigned char *quad = plan->packed + start[unit] * (20 * LANES);
-        __m512 sum[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+        __m512 sum[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
+                         _mm512_setzero_ps()};
         for (uint64_t left = start[unit + 1] - start[unit]; left > 0; left--) {
             __m512 table[4];
             prefetch(quad);
@@ -96,9 +104,11 @@ INLINE void strips(const gsp_plan *plan, const gspi_product *product, int64_t fi
             load_table(table, x + tables[1], width);
             sum[1] = step(sum[1], _mm512_srli_epi32(positions, 8), table, values + LANES, width);
             load_table(table, x + tables[2], width);
-            sum[2] = step(sum[2], _mm512_srli_epi32(positions, 16), table, values + 2 * LANES, width);
+            sum[2] =
+                step(sum[2], _mm512_srli_epi32(positions, 16), table, values + 2 * LANES, width);
             load_table(table, x + tables[3], width);
-            sum[3] = step(sum[3], _mm512_srli_epi32(positions, 24), table, values + 3 * LANES, width);
+            sum[3] =
+                step(sum[3], _mm512_srli_epi32(positions, 24), table, values + 3 * LANES, width);
             tables += 4;
             quad += 20 * LANES;
         }
@@ -107,9 +117,9 @@ INLINE void strips(const gsp_plan *plan, const gspi_product *product, int64_t fi
     }
 }
 
-#define TABLES(name, loop, width)                                                                              \
-    void name(const gsp_plan *plan, const gspi_product *product, int64_t first, int64_t last) {                \
-        loop(plan, product, first, last, width);                                                               \
+#define TABLES(name, loop, width)                                                                  \
+    void name(const gsp_plan *plan, const gspi_product *product, int64_t first, int64_t last) {    \
+        loop(plan, product, first, last, width);                                                   \
     }
 
 TABLES(gsp_f32_spmv_quads32__avx512, quads, 32)
@@ -117,11 +127,13 @@ TABLES(gsp_f32_spmv_quads64__avx512, quads, 64)
 TABLES(gsp_f32_spmv_strips32__avx512, strips, 32)
 TABLES(gsp_f32_spmv_strips64__avx512, strips, 64)
 
-void gsp_f32_spmv_gather__avx512(const gsp_plan *plan, const gspi_product *product, int64_t first, int64_t last) {
+void gsp_f32_spmv_gather__avx512(const gsp_plan *plan, const gspi_product *product, int64_t first,
+                                 int64_t last) {
     const uint64_t *start = plan->start;
     for (int64_t unit = first; unit < last; unit++) {
         const unsigned char *quad = plan->packed + start[unit] * (32 * LANES);
-        __m512 sum[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+        __m512 sum[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
+                         _mm512_setzero_ps()};
         for (uint64_t left = start[unit + 1] - start[unit]; left > 0; left--) {
             for (int i = 0; i < 4; i++) {
                 const __m512i cols = _mm512_load_si512(quad + 4 * LANES * i);
@@ -135,8 +147,10 @@ void gsp_f32_spmv_gather__avx512(const gsp_plan *plan, const gspi_product *produ
     }
 }
 /* Sums the runs of one part: values[run][LANES] times x[run ..][0 .. LANES), or times x[run] in every lane. */
-INLINE __m512 part(const float *x, const uint32_t *runs, int64_t count, const float *values, bool wide) {
-    __m512 sum[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+INLINE __m512 part(const float *x, const uint32_t *runs, int64_t count, const float *values,
+                   bool wide) {
+    __m512 sum[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
+                     _mm512_setzero_ps()};
     int64_t run = 0;
     for (; run + 4 <= count; run += 4)
         for (int i = 0; i < 4; i++) {
@@ -153,29 +167,36 @@ INLINE __m512 part(const float *x, const uint32_t *runs, int64_t count, const fl
 }
 
 /* Blocks at least as wide as half a register: a row's runs add up in the lanes, which are summed at its end. */
-void gsp_f32_spmv_wide__avx512(const gsp_plan *plan, const gspi_product *product, int64_t first, int64_t last) {
+void gsp_f32_spmv_wide__avx512(const gsp_plan *plan, const gspi_product *product, int64_t first,
+                               int64_t last) {
     const int64_t height = plan->matrix.pattern.block_rows;
     for (int64_t unit = first; unit < last; unit++) {
-        const int64_t begin = (int64_t)plan->start[unit], count = (int64_t)plan->start[unit + 1] - begin;
+        const int64_t begin = (int64_t)plan->start[unit],
+                      count = (int64_t)plan->start[unit + 1] - begin;
         const float *values = (const float *)plan->packed + begin * height * LANES;
         for (int64_t row = 0; row < gspi_min(height, plan->matrix.rows - unit * height); row++) {
-            const __m512 sum = part(product->x, plan->tables + begin, count, values + row * count * LANES, true);
+            const __m512 sum =
+                part(product->x, plan->tables + begin, count, values + row * count * LANES, true);
             ((float *)product->y)[unit * height + row] = _mm512_reduce_add_ps(sum);
         }
     }
 }
 
 /* Blocks at least as tall as half a register: one entry of x for all lanes, each of which is a row. */
-void gsp_f32_spmv_tall__avx512(const gsp_plan *plan, const gspi_product *product, int64_t first, int64_t last) {
-    const int64_t height = plan->matrix.pattern.block_rows, parts = gspi_parts(&plan->matrix.pattern, GSPI_TALL, LANES);
+void gsp_f32_spmv_tall__avx512(const gsp_plan *plan, const gspi_product *product, int64_t first,
+                               int64_t last) {
+    const int64_t height = plan->matrix.pattern.block_rows,
+                  parts = gspi_parts(&plan->matrix.pattern, GSPI_TALL, LANES);
     for (int64_t unit = first; unit < last; unit++) {
-        const int64_t begin = (int64_t)plan->start[unit], count = (int64_t)plan->start[unit + 1] - begin;
+        const int64_t begin = (int64_t)plan->start[unit],
+                      count = (int64_t)plan->start[unit + 1] - begin;
         const float *values = (const float *)plan->packed + begin * parts * LANES;
         const int64_t rows = gspi_min(height, plan->matrix.rows - unit * height);
         float *y = (float *)product->y + unit * height;
         for (int64_t place = 0; place * LANES < rows; place++) {
             const int64_t left = rows - place * LANES;
-            const __m512 sum = part(product->x, plan->tables + begin, count, values + place * count * LANES, false);
+            const __m512 sum = part(product->x, plan->tables + begin, count,
+                                    values + place * count * LANES, false);
             const __mmask16 here = left >= LANES ? 0xffff : (__mmask16)((1u << left) - 1);
             _mm512_mask_storeu_ps(y + place * LANES, here, sum);
         }

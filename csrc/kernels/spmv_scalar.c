@@ -13,19 +13,19 @@ typedef struct {
     void *y;
 } sums;
 
-#define SPMV(name, type, value)                                                                                \
-    static void add_##name(void *argument, int64_t row, int64_t col, uint64_t element) {                       \
-        const sums *s = argument;                                                                              \
-        ((type *)s->y)[row] += (value) * ((const type *)s->x)[col];                                            \
-    }                                                                                                          \
-    void gsp_##name##_spmv__scalar(const gsp_plan *plan, const gspi_product *product, int64_t first,           \
-                                   int64_t last) {                                                             \
-        const gsp_matrix *matrix = &plan->matrix;                                                              \
-        const int64_t group_rows = gsp_group_rows(&matrix->pattern);                                           \
-        for (int64_t p = first * group_rows; p < gspi_min(last * group_rows, matrix->rows); p++)               \
-            ((type *)product->y)[matrix->row_order ? matrix->row_order[p] : p] = 0;                            \
-        sums s = {matrix, product->x, product->y};                                                             \
-        gspi_visit(matrix, first, last, add_##name, &s);                                                       \
+#define SPMV(name, type, value)                                                                    \
+    static void add_##name(void *argument, int64_t row, int64_t col, uint64_t element) {           \
+        const sums *s = argument;                                                                  \
+        ((type *)s->y)[row] += (value) * ((const type *)s->x)[col];                                \
+    }                                                                                              \
+    void gsp_##name##_spmv__scalar(const gsp_plan *plan, const gspi_product *product,              \
+                                   int64_t first, int64_t last) {                                  \
+        const gsp_matrix *matrix = &plan->matrix;                                                  \
+        const int64_t group_rows = gsp_group_rows(&matrix->pattern);                               \
+        for (int64_t p = first * group_rows; p < gspi_min(last * group_rows, matrix->rows); p++)   \
+            ((type *)product->y)[matrix->row_order ? matrix->row_order[p] : p] = 0;                \
+        sums s = {matrix, product->x, product->y};                                                 \
+        gspi_visit(matrix, first, last, add_##name, &s);                                           \
     }
 
 SPMV(f64, double, ((const double *)s->matrix->values)[element])

@@ -2,8 +2,7 @@
 #include "gsp_py.h"
 
 typedef struct {
-    PyObject_HEAD
-    gsp_plan *plan;
+    PyObject_HEAD gsp_plan *plan;
     PyObject *module; /* owns the context that the plan needs */
     int64_t rows, cols;
     int columns;  /* gsp_plan_info.columns */
@@ -43,10 +42,9 @@ static PyObject *create(PyObject *module, PyObject *args) {
                           .rows = matrix.rows,
                           .cols = matrix.cols,
                           .typenum = matrix.dtype == GSP_FLOAT64 ? NPY_FLOAT64 : NPY_FLOAT32};
-    Py_BEGIN_ALLOW_THREADS
-    status = gsp_plan_create(state->context, &matrix, backend, n, &made->plan);
-    Py_END_ALLOW_THREADS
-    if (status != GSP_OK) {
+    Py_BEGIN_ALLOW_THREADS status =
+        gsp_plan_create(state->context, &matrix, backend, n, &made->plan);
+    Py_END_ALLOW_THREADS if (status != GSP_OK) {
         made->plan = NULL;
         Py_DECREF(made);
         return gsp_py_raise(module, status, NULL);
@@ -68,7 +66,8 @@ static void plan_dealloc(PyObject *self) {
 
 static int check_size(npy_intp got, int64_t expected, const char *name, const char *what) {
     if (got == expected) return 0;
-    PyErr_Format(PyExc_ValueError, "%s must have %lld %s, got %zd", name, (long long)expected, what, (Py_ssize_t)got);
+    PyErr_Format(PyExc_ValueError, "%s must have %lld %s, got %zd", name, (long long)expected, what,
+                 (Py_ssize_t)got);
     return -1;
 }
 
@@ -80,10 +79,9 @@ static int overlap(PyArrayObject *a, PyArrayObject *b) {
 static PyObject *run(const plan_object *self, PyArrayObject *x, int64_t samples, PyArrayObject *y,
                      const gsp_epilogue *epilogue) {
     gsp_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = gsp_multiply(self->plan, PyArray_DATA(x), samples, NULL, PyArray_DATA(y), epilogue);
-    Py_END_ALLOW_THREADS
-    if (status == GSP_OK) return (PyObject *)y;
+    Py_BEGIN_ALLOW_THREADS status =
+        gsp_multiply(self->plan, PyArray_DATA(x), samples, NULL, PyArray_DATA(y), epilogue);
+    Py_END_ALLOW_THREADS if (status == GSP_OK) return (PyObject *)y;
     Py_DECREF(y);
     return gsp_py_raise(self->module, status, NULL);
 }
@@ -92,10 +90,12 @@ static PyObject *run(const plan_object *self, PyArrayObject *x, int64_t samples,
 static PyObject *multiply(PyObject *object, PyObject *argument) {
     const plan_object *self = (const plan_object *)object;
     PyArrayObject *x = gsp_py_array(argument, self->typenum, self->columns ? 2 : 1, "x");
-    if (x == NULL || check_size(PyArray_DIM(x, 0), self->cols, "x", "rows, one for each column of the matrix") < 0)
+    if (x == NULL || check_size(PyArray_DIM(x, 0), self->cols, "x",
+                                "rows, one for each column of the matrix") < 0)
         return NULL;
     npy_intp shape[2] = {(npy_intp)self->rows, self->columns ? PyArray_DIM(x, 1) : 1};
-    PyArrayObject *y = (PyArrayObject *)PyArray_SimpleNew(self->columns ? 2 : 1, shape, self->typenum);
+    PyArrayObject *y =
+        (PyArrayObject *)PyArray_SimpleNew(self->columns ? 2 : 1, shape, self->typenum);
     return y ? run(self, x, shape[1], y, NULL) : NULL;
 }
 
@@ -105,12 +105,13 @@ static PyObject *takes(PyObject *object, PyObject *argument) {
     if (self->columns || !PyArray_Check(argument)) Py_RETURN_FALSE;
     PyArrayObject *x = (PyArrayObject *)argument;
     return PyBool_FromLong(PyArray_TYPE(x) == self->typenum && PyArray_NDIM(x) == 1 &&
-                           PyArray_DIM(x, 0) == self->cols && PyArray_IS_C_CONTIGUOUS(x) && PyArray_ISALIGNED(x) &&
-                           PyArray_ISNOTSWAPPED(x));
+                           PyArray_DIM(x, 0) == self->cols && PyArray_IS_C_CONTIGUOUS(x) &&
+                           PyArray_ISALIGNED(x) && PyArray_ISNOTSWAPPED(x));
 }
 
 /* An optional array of rows elements, or of y's shape: NULL for None, -1 with an error. */
-static int optional(const plan_object *self, PyObject *object, int ndim, const char *name, PyArrayObject **array) {
+static int optional(const plan_object *self, PyObject *object, int ndim, const char *name,
+                    PyArrayObject **array) {
     *array = NULL;
     if (object == Py_None) return 0;
     *array = gsp_py_array(object, self->typenum, ndim, name);
@@ -122,7 +123,8 @@ static int check_like_y(PyArrayObject *array, PyArrayObject *x, int64_t rows, co
     int right = PyArray_NDIM(array) == ndim && PyArray_DIM(array, ndim - 1) == rows;
     for (int i = 0; right && i < ndim - 1; i++) right = PyArray_DIM(array, i) == PyArray_DIM(x, i);
     if (right) return 0;
-    PyErr_Format(PyExc_ValueError, "%s must have x's shape but %lld in the last place", name, (long long)rows);
+    PyErr_Format(PyExc_ValueError, "%s must have x's shape but %lld in the last place", name,
+                 (long long)rows);
     return -1;
 }
 
@@ -130,7 +132,8 @@ static int check_like_y(PyArrayObject *array, PyArrayObject *x, int64_t rows, co
 static PyObject *linear(PyObject *object, PyObject *const *args, Py_ssize_t count) {
     const plan_object *self = (const plan_object *)object;
     if (count != 5 || self->columns) {
-        PyErr_SetString(PyExc_TypeError, "linear takes x, bias, activation, residual and out, and a plan for n = 1");
+        PyErr_SetString(PyExc_TypeError,
+                        "linear takes x, bias, activation, residual and out, and a plan for n = 1");
         return NULL;
     }
     PyArrayObject *x = gsp_py_array(args[0], self->typenum, -1, "x"), *bias, *residual, *y;
@@ -140,10 +143,12 @@ static PyObject *linear(PyObject *object, PyObject *const *args, Py_ssize_t coun
         PyErr_SetString(PyExc_ValueError, "x must have at least one dimension, got a scalar");
         return NULL;
     }
-    if (check_size(PyArray_DIM(x, ndim - 1), self->cols, "the last dimension of x", "elements") < 0) return NULL;
+    if (check_size(PyArray_DIM(x, ndim - 1), self->cols, "the last dimension of x", "elements") < 0)
+        return NULL;
     const long activation = PyLong_AsLong(args[2]);
     if (activation == -1 && PyErr_Occurred()) return NULL;
-    if (optional(self, args[1], 1, "bias", &bias) < 0 || optional(self, args[3], ndim, "residual", &residual) < 0)
+    if (optional(self, args[1], 1, "bias", &bias) < 0 ||
+        optional(self, args[3], ndim, "residual", &residual) < 0)
         return NULL;
     if (bias && check_size(PyArray_DIM(bias, 0), self->rows, "bias", "elements") < 0) return NULL;
     if (residual && check_like_y(residual, x, self->rows, "residual") < 0) return NULL;
@@ -158,8 +163,9 @@ static PyObject *linear(PyObject *object, PyObject *const *args, Py_ssize_t coun
         y = gsp_py_output(args[4], self->typenum, ndim, "out");
         if (y == NULL || check_like_y(y, x, self->rows, "out") < 0) return NULL;
         if (overlap(y, x) || (bias && overlap(y, bias)) || (residual && overlap(y, residual))) {
-            PyErr_SetString(PyExc_ValueError,
-                            "out must not share memory with x, bias or residual; pass another array");
+            PyErr_SetString(
+                PyExc_ValueError,
+                "out must not share memory with x, bias or residual; pass another array");
             return NULL;
         }
         Py_INCREF(y);
@@ -189,8 +195,8 @@ static PyObject *plan_repr(PyObject *object) {
     const gsp_plan_info info = gsp_plan_describe(((const plan_object *)object)->plan);
     char efficiency[16];
     PyOS_snprintf(efficiency, sizeof efficiency, "%.2f", info.efficiency);
-    return PyUnicode_FromFormat("<Plan %s, %llu bytes, efficiency %s>", info.kernel, (unsigned long long)info.bytes,
-                                efficiency);
+    return PyUnicode_FromFormat("<Plan %s, %llu bytes, efficiency %s>", info.kernel,
+                                (unsigned long long)info.bytes, efficiency);
 }
 
 static PyGetSetDef plan_getset[] = {
@@ -213,7 +219,8 @@ static PyMethodDef plan_methods[] = {
 };
 
 static PyType_Slot plan_slots[] = {
-    {Py_tp_doc, "A matrix laid out for one kernel of this CPU. Immutable; any number of threads may use it."},
+    {Py_tp_doc,
+     "A matrix laid out for one kernel of this CPU. Immutable; any number of threads may use it."},
     {Py_tp_dealloc, plan_dealloc},
     {Py_tp_repr, plan_repr},
     {Py_tp_getset, plan_getset},
@@ -250,7 +257,8 @@ static PyObject *backends(PyObject *module, PyObject *unused) {
 }
 
 PyMethodDef gsp_py_kernels_methods[] = {
-    {"backends", backends, METH_NOARGS, "Names of the backends that this CPU and this build run, best first."},
+    {"backends", backends, METH_NOARGS,
+     "Names of the backends that this CPU and this build run, best first."},
     {"plan", create, METH_VARARGS,
      "plan(core, backend, n) -> Plan; core is what Matrix.core() gives."},
     {NULL, NULL, 0, NULL},
