@@ -256,6 +256,31 @@ def test_horizontal_groups_keep_the_largest_of_every_bank(text, cols):
     assert selection.score == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("text", "method", "at_80", "at_90"),
+    [
+        ("gs(16,16)", "exact", 0.993, 0.986),
+        ("gs(16,1)", "exact", 0.921, 0.914),
+        ("gs(16,1)", "greedy", 0.919, 0.91),
+        ("gs(16,1)+scatter", "exact", 0.99, 0.99),
+        ("block(1,16)", "exact", 0.68, 0.61),
+        ("block(16,1)", "exact", 0.55, 0.48),
+    ],
+)
+def test_how_much_is_kept_relative_to_irregular(text, method, at_80, at_90):
+    """Figures found by other means for Gaussian x log-normal row scales, which vary by about .015."""
+    for sparsity, expected in ((0.8, at_80), (0.9, at_90)):
+        kept = []
+        for seed in range(6):
+            rng = np.random.default_rng(seed)
+            scores = np.abs(rng.standard_normal((64, 1024))) * rng.lognormal(0, 0.3, (64, 1))
+            scores = scores.astype(np.float32)
+            selection = gs.choose_mask(scores, text, sparsity, method=method)
+            best = oracle.irregular_score(scores, int(selection.mask.sum()))
+            kept.append(selection.score / best)
+        assert np.mean(kept) == pytest.approx(expected, abs=0.02)
+
+
 # -------------------------------------------------------------------- budget
 
 
