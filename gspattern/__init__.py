@@ -33,8 +33,6 @@ from gspattern.matrices import (
     SizeTable,
     as_matrix,
     encode,
-    from_csr,
-    from_dense,
     from_matrix,
     sizes,
 )
@@ -93,8 +91,6 @@ __all__ = [
     "SizeTable",
     "as_matrix",
     "encode",
-    "from_csr",
-    "from_dense",
     "from_matrix",
     "sizes",
     # save and load

@@ -40,8 +40,6 @@ __all__ = [
     "SizeTable",
     "as_matrix",
     "encode",
-    "from_csr",
-    "from_dense",
     "from_matrix",
     "sizes",
 ]
@@ -196,6 +194,38 @@ class Matrix:
         )
         matrix._validate()
         return matrix
+
+    @staticmethod
+    def from_dense(weights: npt.ArrayLike, pattern: str | Pattern) -> Matrix:
+        """Store the nonzeros of weights: `encode` without a mask."""
+        return encode(weights, pattern)
+
+    @staticmethod
+    def from_csr(matrix: Any, pattern: str | Pattern) -> Matrix:
+        """Store a sparse matrix of SciPy.
+
+        Parameters
+        ----------
+        matrix : scipy.sparse array or matrix
+            [M, K] in any format of SciPy, float64, float32 or (with scales 1) int8. Elements that are
+            stored are kept, zeros included; one that is stored twice counts as the sum.
+        pattern : str or Pattern
+            As few more elements are kept as make a valid mask. With scatter, rows are ordered by falling
+            number of elements: the row order of a matrix that `to_csr` was called on is not known here.
+
+        Returns
+        -------
+        GSMatrix, BlockMatrix or CSRMatrix
+        """
+        csr = matrix.tocsr(copy=True)
+        csr.sum_duplicates()
+        mask = np.zeros(csr.shape, np.bool_)
+        mask[np.repeat(np.arange(csr.shape[0]), np.diff(csr.indptr)), csr.indices] = True
+        pattern = parse_pattern(pattern).resolve(csr.shape)
+        order = _by_count(mask) if pattern.scatter else None
+        scales = np.ones(csr.shape[0], np.float32) if csr.dtype == np.int8 else None
+        mask = _complete(mask, pattern, order)
+        return encode(csr.toarray(), pattern, mask=mask, row_order=order, scales=scales)
 
     @classmethod
     def _make(
@@ -617,7 +647,7 @@ def encode(
         Resolved for the shape, so "gs(cpu)" is fine.
     mask : array_like of bool, optional
         The shape of `weights`; true is kept, zeros included. Without one, the elements that are not 0
-        are kept, and as few more as make a valid mask.
+        are kept (-0.0 is 0), and as few more as make a valid mask.
     row_order : array_like of int, optional
         [M], for patterns with scatter: the row at every grouped position, as `choose_mask` gives it.
         Without one: rows by falling number of elements if there is no mask or if per_row is banks, else
@@ -658,7 +688,7 @@ def encode(
     if pattern.scatter and order is None:
         order = np.arange(shape[0], dtype=np.uint32)
         if kept is None or (isinstance(pattern, Banked) and pattern.per_row == pattern.banks):
-            order = np.argsort(-chosen.sum(axis=1), kind="stable").astype(np.uint32)
+            order = _by_count(chosen)
     chosen = np.require(chosen, np.bool_, ["C_CONTIGUOUS", "ALIGNED"])
     if kept is None:
         chosen = _complete(chosen, pattern, order)
@@ -677,39 +707,6 @@ def encode(
     if isinstance(pattern, BankBalanced) and _uneven_row(arrays["indptr"]):
         raise _mask_error(chosen, pattern, order)
     return kind._make(pattern, shape, arrays, kernel_shape)
-
-
-def from_dense(weights: npt.ArrayLike, pattern: str | Pattern) -> Matrix:
-    """Store the nonzeros of weights: `encode` without a mask."""
-    return encode(weights, pattern)
-
-
-def from_csr(matrix: Any, pattern: str | Pattern) -> Matrix:
-    """Store a sparse matrix of SciPy.
-
-    Parameters
-    ----------
-    matrix : scipy.sparse array or matrix
-        [M, K] in any format of SciPy, float64, float32 or (with scales 1) int8. Elements that are stored
-        are kept, zeros included; one that is stored twice counts as the sum.
-    pattern : str or Pattern
-        As few more elements are kept as make a valid mask.
-
-    Returns
-    -------
-    GSMatrix, BlockMatrix or CSRMatrix
-    """
-    csr = matrix.tocsr(copy=True)
-    csr.sum_duplicates()
-    mask = np.zeros(csr.shape, np.bool_)
-    mask[np.repeat(np.arange(csr.shape[0]), np.diff(csr.indptr)), csr.indices] = True
-    pattern = parse_pattern(pattern).resolve(csr.shape)
-    order = None
-    if pattern.scatter:
-        order = np.argsort(-mask.sum(axis=1), kind="stable").astype(np.uint32)
-    scales = np.ones(csr.shape[0], np.float32) if csr.dtype == np.int8 else None
-    mask = _complete(mask, pattern, order)
-    return encode(csr.toarray(), pattern, mask=mask, row_order=order, scales=scales)
 
 
 def as_matrix(weights: npt.ArrayLike) -> Array:
@@ -1033,6 +1030,11 @@ def _as_row_order(row_order: npt.ArrayLike, rows: int, pattern: Pattern) -> npt.
     if not np.array_equal(np.sort(order), np.arange(rows)):
         raise ValueError(f"row_order must be a permutation: every row from 0 to {rows - 1} once")
     return order.astype(np.uint32)
+
+
+def _by_count(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint32]:
+    """The rows by falling number of elements, equal ones in their order."""
+    return np.argsort(-np.count_nonzero(mask, axis=1), kind="stable").astype(np.uint32)
 
 
 def _as_scales(

@@ -334,7 +334,7 @@ def test_without_a_mask_the_nonzeros_are_completed(pattern):
             continue
         weights = rng.standard_normal(shape).astype(np.float32)
         weights[rng.random(shape) < 0.97] = 0
-        m = gs.encode(weights, pattern)
+        m = Matrix.from_dense(weights, pattern)
         assert (m.to_dense() == weights).all()
         assert gs.check(m.mask(), m.pattern, m.row_order)
         if m.row_order is not None:
@@ -562,7 +562,7 @@ def test_scipy_and_back(pattern):
     assert csr.nnz == m.nnz
     assert (csr.toarray() == weights * mask).all()
     if isinstance(p, gs.Irregular):
-        back = gs.from_csr(csr, p)
+        back = Matrix.from_csr(csr, p)
         assert back.nnz == m.nnz  # the zeros that are stored, too
         assert (back.mask() == mask).all()
     half = gs.encode(weights.astype(BF16), p, mask, order).to_csr()
@@ -573,7 +573,7 @@ def test_scipy_and_back(pattern):
 def test_from_csr_adds_up_what_is_stored_twice():
     a = scipy.sparse.coo_matrix(([1.0, 2.0, 5.0], ([0, 0, 1], [3, 3, 0])), shape=(2, 4))
     for form in (a, a.tocsc(), scipy.sparse.coo_array(a)):
-        m = gs.from_csr(form, "gs(2,1)")
+        m = Matrix.from_csr(form, "gs(2,1)")
         assert (m.to_dense() == [[0, 0, 0, 3], [5, 0, 0, 0]]).all()
 
 
