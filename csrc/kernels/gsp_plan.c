@@ -13,7 +13,7 @@
 
 /* ------------------------------------------------------------------- rows */
 
-/* Elements by row: those of row r are [start[r], start[r + 1]). key: the column, or its position in x. */
+/* Elements by row: those of row r are [start[r], start[r + 1]). key: the column. */
 typedef struct {
     int64_t rows;
     uint64_t *start;
@@ -75,8 +75,8 @@ static gsp_status decode(gsp_context *context, const gsp_matrix *matrix, row_lis
     return GSP_OK;
 }
 
-/* Replaces columns by their position in x and sorts every row by it, by way of the transpose. */
-static gsp_status sort_rows(gsp_context *context, row_list *list, const uint32_t *position,
+/* Sorts every row into the order of x, by way of the transpose: col_at[p] is the column at position p of x. */
+static gsp_status sort_rows(gsp_context *context, row_list *list, const uint32_t *col_at,
                             int64_t cols) {
     const uint64_t count = list->start[list->rows];
     row_list turned = {0};
@@ -84,20 +84,20 @@ static gsp_status sort_rows(gsp_context *context, row_list *list, const uint32_t
     GSP_CHECK(next != NULL, GSP_ERROR_MEMORY);
     const gsp_status status = alloc_rows(context, cols, count, &turned);
     if (status == GSP_OK) {
-        for (uint64_t e = 0; e < count; e++) turned.start[position[list->key[e]] + 2]++;
+        for (uint64_t e = 0; e < count; e++) turned.start[list->key[e] + 2]++;
         for (int64_t col = 0; col < cols; col++) turned.start[col + 2] += turned.start[col + 1];
         for (int64_t row = 0; row < list->rows; row++) {
             next[row] = list->start[row];
             for (uint64_t e = list->start[row]; e < list->start[row + 1]; e++) {
-                const uint64_t place = turned.start[position[list->key[e]] + 1]++;
+                const uint64_t place = turned.start[list->key[e] + 1]++;
                 turned.key[place] = (uint32_t)row;
                 turned.values[place] = list->values[e];
             }
         }
-        for (int64_t col = 0; col < cols; col++) {
-            for (uint64_t e = turned.start[col]; e < turned.start[col + 1]; e++) {
+        for (int64_t p = 0; p < cols; p++) {
+            for (uint64_t e = turned.start[col_at[p]]; e < turned.start[col_at[p] + 1]; e++) {
                 const uint64_t place = next[turned.key[e]]++;
-                list->key[place] = (uint32_t)col;
+                list->key[place] = col_at[p];
                 list->values[place] = turned.values[e];
             }
         }
@@ -107,7 +107,7 @@ static gsp_status sort_rows(gsp_context *context, row_list *list, const uint32_t
     return status;
 }
 
-/* Places of rows: fullest first, else as the matrix has them. order [rows]. True if that is the natural order. */
+/* Places of rows: fullest first, else as the matrix has them. order [rows]. */
 static gsp_status order_rows(gsp_context *context, const gsp_matrix *matrix, const row_list *list,
                              uint32_t *order, bool *natural) {
     uint64_t most = 0;
@@ -133,20 +133,20 @@ static gsp_status order_rows(gsp_context *context, const gsp_matrix *matrix, con
 
 /* ----------------------------------------------------------------- tables */
 
-/* x as a kernel sees it, cut into tables. Position p of x belongs to table of[p] as its entry at[p]; table t begins
- * at begin[t] and may reach into the next one, never past x_size. */
+/* x as a kernel sees it, cut into tables: column c belongs to table of[c] as its entry at[c]. Table t begins at
+ * position begin[t] of x and may reach into the next one, never past x_size. */
 typedef struct {
     bool by_banks; /* x is copied, bank after bank */
     bool copy_x; /* x is copied, if only for the zeros behind it */
     int64_t x_size, count;
-    uint32_t *position; /* of a column */
+    uint32_t *col_at; /* of a position */
     uint32_t *of;
     uint8_t *at;
     uint32_t *begin;
 } tables;
 
 static void free_tables(gsp_context *context, tables *t) {
-    gspi_free(context, t->position);
+    gspi_free(context, t->col_at);
     gspi_free(context, t->of);
     gspi_free(context, t->at);
     gspi_free(context, t->begin);
@@ -170,23 +170,20 @@ static gsp_status make_tables(gsp_context *context, const gsp_matrix *matrix, bo
                               int width, tables *t) {
     const int64_t cols = matrix->cols;
     *t = (tables){.by_banks = by_banks,
-                  .position = gspi_alloc(context, (size_t)cols, sizeof(uint32_t)),
+                  .col_at = gspi_alloc(context, (size_t)cols, sizeof(uint32_t)),
                   .of = gspi_alloc(context, (size_t)cols, sizeof(uint32_t)),
                   .at = gspi_alloc(context, (size_t)cols, 1),
                   .begin = gspi_alloc(context, (size_t)cols, sizeof(uint32_t))};
-    if (t->position == NULL || t->of == NULL || t->at == NULL || t->begin == NULL) {
+    if (t->col_at == NULL || t->of == NULL || t->at == NULL || t->begin == NULL) {
         free_tables(context, t);
         return GSP_ERROR_MEMORY;
     }
     t->x_size = gspi_max(cols, width);
     t->copy_x = by_banks || cols < width;
-    const int64_t banks = matrix->pattern.banks;
-    for (int64_t col = 0; col < cols; col++)
-        t->position[col] =
-            (uint32_t)(by_banks
-                           ? (col % banks == 0 ? 0 : segment_end(matrix, true, col % banks - 1)) +
-                                 col / banks
-                           : col);
+    const int64_t step = by_banks ? matrix->pattern.banks : 1;
+    int64_t to = 0;
+    for (int64_t bank = 0; bank < step; bank++)
+        for (int64_t col = bank; col < cols; col += step) t->col_at[to++] = (uint32_t)col;
     int64_t segment = 0;
     for (int64_t left = 0; left < cols;) {
         int64_t right = segment_end(matrix, by_banks, segment++);
@@ -202,8 +199,8 @@ static gsp_status make_tables(gsp_context *context, const gsp_matrix *matrix, bo
             const int64_t begin = gspi_max(0, gspi_min(left, cols - width));
             t->begin[t->count] = (uint32_t)begin;
             for (; left < end; left++) {
-                t->of[left] = (uint32_t)t->count;
-                t->at[left] = (uint8_t)(left - begin);
+                t->of[t->col_at[left]] = (uint32_t)t->count;
+                t->at[t->col_at[left]] = (uint8_t)(left - begin);
             }
             t->count++;
         }
@@ -234,17 +231,15 @@ static int64_t places_per_unit(const gspi_entry *entry) {
 
 /* Steps that each table takes in the rows at places [first, last): depth [tables], seen [tables] all zero. */
 static void count_depths(const row_list *list, const uint32_t *order, int64_t first, int64_t last,
-                         const tables *t, const uint32_t *position, uint32_t *seen,
-                         uint32_t *depth) {
+                         const tables *t, uint32_t *restrict seen, uint32_t *restrict depth) {
     memset(depth, 0, (size_t)t->count * sizeof *depth);
     for (int64_t place = first; place < last; place++) {
         const uint64_t begin = list->start[order[place]], end = list->start[order[place] + 1];
-        for (uint64_t e = begin; e < end; e++) {
-            const uint32_t table = t->of[position == NULL ? list->key[e] : position[list->key[e]]];
-            if (++seen[table] > depth[table]) depth[table] = seen[table];
+        for (uint64_t e = begin; e < end; e++) seen[t->of[list->key[e]]]++;
+        for (int64_t i = 0; i < t->count; i++) {
+            depth[i] = seen[i] > depth[i] ? seen[i] : depth[i];
+            seen[i] = 0;
         }
-        for (uint64_t e = begin; e < end; e++)
-            seen[t->of[position == NULL ? list->key[e] : position[list->key[e]]]] = 0;
     }
 }
 
@@ -256,8 +251,8 @@ static uint64_t quads_of(const gspi_entry *entry, const uint32_t *depth, int64_t
 
 /* Quads of every unit into start[unit + 1], and their sum. */
 static gsp_status count_quads(gsp_context *context, const gspi_entry *entry, const row_list *list,
-                              const uint32_t *order, const tables *t, const uint32_t *position,
-                              uint64_t *start, uint64_t *total) {
+                              const uint32_t *order, const tables *t, uint64_t *start,
+                              uint64_t *total) {
     const int64_t places = places_per_unit(entry), units = gspi_ceil_div(list->rows, places);
     uint32_t *depth = gspi_calloc(context, t == NULL ? 0 : 2 * (size_t)t->count, sizeof *depth);
     GSP_CHECK(depth != NULL, GSP_ERROR_MEMORY);
@@ -268,7 +263,7 @@ static gsp_status count_quads(gsp_context *context, const gspi_entry *entry, con
         if (t == NULL) { /* GSPI_GATHER; the first row is the fullest */
             quads = (list->start[order[first] + 1] - list->start[order[first]] + 3) / 4;
         } else {
-            count_depths(list, order, first, last, t, position, depth + t->count, depth);
+            count_depths(list, order, first, last, t, depth + t->count, depth);
             quads = quads_of(entry, depth, t->count);
         }
         *total += quads;
@@ -296,7 +291,7 @@ static gsp_status try_candidate(gsp_context *context, const gsp_matrix *matrix,
         if (uses_tables(entry->form))
             GSP_TRY(make_tables(context, matrix, by_banks, entry->width, &t));
         status = count_quads(context, entry, list, order, uses_tables(entry->form) ? &t : NULL,
-                             t.position, NULL, &made.items);
+                             NULL, &made.items);
         made.slots = made.items * 4 * (uint64_t)entry->lanes;
         copies = t.copy_x;
         free_tables(context, &t);
@@ -317,7 +312,7 @@ static void pack_tables(gsp_plan *plan, const row_list *list, const uint32_t *or
     const size_t quad_bytes = gspi_quad_bytes(entry->form, entry->lanes);
     for (int64_t unit = 0; unit < plan->units; unit++) {
         const int64_t first = unit * places, last = gspi_min(first + places, list->rows);
-        count_depths(list, order, first, last, t, NULL, depth + t->count, depth);
+        count_depths(list, order, first, last, t, depth + t->count, depth);
         for (int64_t place = first; place < last; place++)
             cursor[place - first] = list->start[order[place]];
         uint64_t step = entry->form == GSPI_QUADS ? plan->start[unit] : 4 * plan->start[unit];
@@ -370,7 +365,7 @@ static gsp_status pack_quads(gsp_plan *plan, const gsp_matrix *matrix, row_list 
     const gspi_entry *entry = best->entry;
     uint64_t total;
     if (entry->form == GSPI_GATHER) {
-        GSP_TRY(count_quads(context, entry, list, order, NULL, NULL, plan->start, &total));
+        GSP_TRY(count_quads(context, entry, list, order, NULL, plan->start, &total));
         pack_gather(plan, list, order);
         return GSP_OK;
     }
@@ -382,9 +377,9 @@ static gsp_status pack_quads(gsp_plan *plan, const gsp_matrix *matrix, row_list 
     uint32_t *depth = gspi_calloc(context, 2 * (size_t)t.count, sizeof *depth);
     uint64_t *cursor = gspi_alloc(context, (size_t)places_per_unit(entry), sizeof *cursor);
     gsp_status status = depth == NULL || cursor == NULL ? GSP_ERROR_MEMORY : GSP_OK;
-    if (status == GSP_OK) status = sort_rows(context, list, t.position, matrix->cols);
+    if (status == GSP_OK) status = sort_rows(context, list, t.col_at, matrix->cols);
     if (status == GSP_OK)
-        status = count_quads(context, entry, list, order, &t, NULL, plan->start, &total);
+        status = count_quads(context, entry, list, order, &t, plan->start, &total);
     if (status == GSP_OK) pack_tables(plan, list, order, &t, depth, cursor);
     gspi_free(context, cursor);
     gspi_free(context, depth);
