@@ -7,8 +7,8 @@
  *   - the caller owns every array that it passes; what the library allocates has a *_destroy of its own;
  *   - matrices are rows x cols in C order; rows are outputs (M), cols are inputs (K), n counts columns of x;
  *   - nothing prints, nothing aborts, and there is no global state: memory and threads belong to a gsp_context.
- * The terms (bank, row group, bundle, row order) are those of arXiv 2112.10898; docs/FORMAT.md defines them.
- */
+ * The terms (bank, row group, bundle, row order) are those of arXiv 2112.10898; docs/FORMAT.md
+ * defines them. */
 #ifndef GSPATTERN_H
 #define GSPATTERN_H
 
@@ -86,7 +86,8 @@ typedef struct gsp_pattern {
 GSP_API int64_t gsp_group_rows(const gsp_pattern *pattern);
 /* ceil(rows / gsp_group_rows). */
 GSP_API int64_t gsp_groups(const gsp_pattern *pattern, int64_t rows);
-/* First column of a bank of the contiguous layout: floor(bank * cols / banks); bank may be banks. */
+/* First column of a bank of the contiguous layout: floor(bank * cols / banks); bank may be
+ * banks. */
 GSP_API int64_t gsp_bank_begin(int64_t bank, int64_t cols, int64_t banks);
 /* Number of columns in a bank, either layout. */
 GSP_API int64_t gsp_bank_width(const gsp_pattern *pattern, int64_t cols, int64_t bank);
@@ -119,10 +120,11 @@ typedef struct gsp_choice {
     int64_t fault;          /* flat index of the first bad score, with GSP_ERROR_SCORE */
 } gsp_choice;
 
-/* Dual prices that prove a choice optimal. Entry e is for group[e] holding bundles[e] bundles: whatever its
- * mask, such a group keeps at most
+/* Dual prices that prove a choice optimal. Entry e is for group[e] holding bundles[e] bundles:
+ * whatever its mask, such a group keeps at most
  *     sum_r n * per_row * row[r] + sum_b n * bank[b] + sum max(0, score - row[r] - bank[b])     (bound[e])
- * and the best mask keeps value[e]. Entries are sorted by group and bundles; those of one group have no gaps. */
+ * and the best mask keeps value[e]. Entries are sorted by group and bundles; those of one group
+ * have no gaps. */
 typedef struct gsp_prices {
     size_t count;
     int64_t group_rows, banks;
@@ -132,14 +134,15 @@ typedef struct gsp_prices {
     double *value, *bound;
 } gsp_prices;
 
-/* Fills in masks that keep at most `keep` nonzeros in all.
- * One matrix: exact keeps the largest total score over all valid masks (of the given or chosen row order)
- * with more than keep - bundle size and at most keep nonzeros; greedy is read for GS with per_row < banks and
- * takes the largest score that still fits, again and again. Several: bundles in order of score per nonzero
- * until the next does not fit; the result is the best for what it keeps, and no choice within the limits that
- * keeps at most `keep` scores more than *bound (written for several matrices, and for one that is not GS).
- * N:M needs no budget: `keep` is ignored, and there can be only one matrix.
- * prices and bound may be NULL; prices is filled for one GS matrix and exact, else set to NULL. */
+/* Fills in masks that keep at most `keep` nonzeros in all. One matrix: exact keeps the largest
+ * total score over all valid masks (of the given or chosen row order) with more than keep -
+ * bundle size and at most keep nonzeros; greedy is read for GS with per_row < banks and takes
+ * the largest score that still fits, again and again. Several: bundles in order of score per
+ * nonzero until the next does not fit; the result is the best for what it keeps, and no choice
+ * within the limits that keeps at most `keep` scores more than *bound (written for several
+ * matrices, and for one that is not GS). N:M needs no budget: `keep` is ignored, and there can
+ * be only one matrix. prices and bound may be NULL; prices is filled for one GS matrix and
+ * exact, else set to NULL. */
 GSP_API gsp_status gsp_choose(gsp_context *context, gsp_choice *choices, size_t count, int64_t keep,
                               gsp_method method, gsp_prices **prices, double *bound);
 GSP_API void gsp_prices_destroy(gsp_context *context, gsp_prices *prices);
@@ -150,14 +153,14 @@ typedef struct gsp_violation {
     int64_t group, row, bank, count, expected;
 } gsp_violation;
 
-/* Counts all violations and writes the first `capacity` of them. row_order may be NULL (natural order).
- * Linear in rows * cols. */
+/* Counts all violations and writes the first `capacity` of them. row_order may be NULL (natural
+ * order). Linear in rows * cols. */
 GSP_API gsp_status gsp_check(gsp_context *context, const uint8_t *mask, int64_t rows, int64_t cols,
                              const gsp_pattern *pattern, const uint32_t *row_order,
                              gsp_violation *violations, size_t capacity, size_t *count);
 
-/* Adds the fewest elements that make `mask` valid for the pattern, in place; bundles (may be NULL) as above.
- * GSP_ERROR_MASK with the first group that cannot hold its elements in *group. */
+/* Adds the fewest elements that make `mask` valid for the pattern, in place; bundles (may be
+ * NULL) as above. GSP_ERROR_MASK with the first group that cannot hold its elements in *group. */
 GSP_API gsp_status gsp_complete(gsp_context *context, uint8_t *mask, int64_t rows, int64_t cols,
                                 const gsp_pattern *pattern, const uint32_t *row_order, int64_t *group);
 
@@ -174,12 +177,12 @@ typedef enum gsp_dtype {
 /* Bytes of one value; 0 for an unknown dtype. */
 GSP_API size_t gsp_dtype_size(gsp_dtype dtype);
 
-/* A compact matrix, as a view of arrays that somebody else owns. docs/FORMAT.md says what each holds.
+/* A compact matrix, as a view of arrays that somebody else owns. docs/FORMAT.md says what each
+ * holds.
  *   GS         values [units, banks], indices [units, banks], indptr [groups + 1]; a unit is a bundle
  *   block      values [units, block_rows, block_cols], indices [units] (block columns), indptr [block rows + 1]
  *   irregular  values [units], indices [units] (columns), indptr [rows + 1]; a unit is a nonzero
- *   N:M        values [units], packed positions, indptr [rows + 1]; a unit is a slot
- */
+ *   N:M        values [units], packed positions, indptr [rows + 1]; a unit is a slot */
 typedef struct gsp_matrix {
     gsp_pattern pattern;
     int64_t rows, cols;
@@ -204,27 +207,29 @@ typedef struct gsp_lengths {
 /* What the lengths must be. Of the pointers, only whether row_order is NULL is looked at. */
 GSP_API gsp_status gsp_sizes(const gsp_matrix *matrix, gsp_lengths *sizes);
 
-/* First half of encoding: reads pattern, rows, cols, dtype and row_order of the matrix, and the mask
- * (rows x cols, nonzero bytes are kept); writes indptr [gsp_groups + 1], and units, index_bytes and indptr
- * of the matrix, so that gsp_sizes tells what to allocate. GSP_ERROR_MASK if the mask is not valid:
- * gsp_check says where. */
+/* First half of encoding: reads pattern, rows, cols, dtype and row_order of the matrix, and the
+ * mask (rows x cols, nonzero bytes are kept); writes indptr [gsp_groups + 1], and units,
+ * index_bytes and indptr of the matrix, so that gsp_sizes tells what to allocate. GSP_ERROR_MASK
+ * if the mask is not valid: gsp_check says where. */
 GSP_API gsp_status gsp_measure(gsp_context *context, const uint8_t *mask, gsp_matrix *matrix,
                                uint32_t *indptr);
-/* Second half: fills values and indices from weights (rows x cols of the dtype, copied bit for bit) and the
- * mask that was measured. Bundles of a group come in ascending order of their column in slot 0. */
+/* Second half: fills values and indices from weights (rows x cols of the dtype, copied bit for
+ * bit) and the mask that was measured. Bundles of a group come in ascending order of their
+ * column in slot 0. */
 GSP_API gsp_status gsp_encode(gsp_context *context, const void *weights, const uint8_t *mask,
                               const gsp_matrix *matrix, void *values, void *indices);
 
-/* Where a matrix breaks a rule: the element of that array has `value`; what `bound` means, the status says. */
+/* Where a matrix breaks a rule: the element of that array has `value`; what `bound` means, the
+ * status says. */
 typedef struct gsp_fault {
     const char *array; /* "values", "indices", "indptr", "row_order", "scales", or NULL */
     uint64_t element;  /* flat */
     int64_t value, bound;
 } gsp_fault;
 
-/* Checks all rules of docs/FORMAT.md and trusts nothing but the lengths; linear time. Reports the first
- * rule that is broken. `lengths` are those of the caller's arrays, fault may be NULL. A matrix that passes
- * may be given to every function below. */
+/* Checks all rules of docs/FORMAT.md and trusts nothing but the lengths; linear time. Reports
+ * the first rule that is broken. `lengths` are those of the caller's arrays, fault may be NULL.
+ * A matrix that passes may be given to every function below. */
 GSP_API gsp_status gsp_validate(gsp_context *context, const gsp_matrix *matrix, const gsp_lengths *lengths,
                                 gsp_fault *fault);
 
@@ -235,16 +240,19 @@ GSP_API gsp_status gsp_columns(gsp_context *context, const gsp_matrix *matrix, u
 
 /* -------------------------------------------------------------------- plan */
 
-/* Instruction sets, worst first. A backend may use the kernels of those before it where it has none of its own. */
+/* Instruction sets, worst first. A backend may use the kernels of those before it where it has
+ * none of its own. */
 typedef enum gsp_backend { GSP_SCALAR = 0, GSP_AVX2 = 1, GSP_AVX512 = 2 } gsp_backend;
 #define GSP_BACKENDS 3
 
 /* "scalar", "avx2", "avx512"; NULL for anything else. */
 GSP_API const char *gsp_backend_name(gsp_backend backend);
-/* Writes the backends that this CPU and this build can run, best first, scalar last; returns how many. */
+/* Writes the backends that this CPU and this build can run, best first, scalar last; returns how
+ * many. */
 GSP_API int gsp_backends(gsp_backend backends[GSP_BACKENDS]);
 
-/* A matrix laid out for one kernel. Immutable: any number of threads may multiply with one plan at once. */
+/* A matrix laid out for one kernel. Immutable: any number of threads may multiply with one plan
+ * at once. */
 typedef struct gsp_plan gsp_plan;
 
 typedef struct gsp_plan_info {
@@ -257,9 +265,10 @@ typedef struct gsp_plan_info {
     double efficiency;   /* entries / slots; 1 if there are none */
 } gsp_plan_info;
 
-/* Lays a matrix out for products with n columns of x; n = 1 also serves batch-major samples of any number.
- * The matrix is validated; the plan keeps nothing of it, but the context must outlive the plan.
- * GSP_ERROR_BACKEND if this machine cannot run the backend, or what gsp_validate found. */
+/* Lays a matrix out for products with n columns of x; n = 1 also serves batch-major samples of
+ * any number. The matrix is validated; the plan keeps nothing of it, but the context must
+ * outlive the plan. GSP_ERROR_BACKEND if this machine cannot run the backend, or what
+ * gsp_validate found. */
 GSP_API gsp_status gsp_plan_create(gsp_context *context, const gsp_matrix *matrix, gsp_backend backend, int64_t n,
                                    gsp_plan **plan);
 GSP_API void gsp_plan_destroy(gsp_plan *plan);
@@ -283,15 +292,17 @@ typedef struct gsp_epilogue {
     gsp_activation activation;
 } gsp_epilogue;
 
-/* Where x and y lie, in elements: x[col * x_col + sample * x_sample], y[row * y_row + sample * y_sample]. */
+/* Where x and y lie, in elements: x[col * x_col + sample * x_sample], y[row * y_row + sample *
+ * y_sample]. */
 typedef struct gsp_strides {
     int64_t x_col, x_sample, y_row, y_sample;
 } gsp_strides;
 
-/* y = activation(W x + bias + residual) for `samples` vectors. x, y, bias and residual are double for a float64
- * matrix and float for all others. A plan made for n = 1 needs x_col = y_row = 1, one for more columns
- * x_sample = y_sample = 1: GSP_ERROR_SHAPE otherwise. strides NULL: both contiguous in that sense.
- * y must not overlap x. Neither allocates nor fails once the arguments are right. */
+/* y = activation(W x + bias + residual) for `samples` vectors. x, y, bias and residual are
+ * double for a float64 matrix and float for all others. A plan made for n = 1 needs x_col =
+ * y_row = 1, one for more columns x_sample = y_sample = 1: GSP_ERROR_SHAPE otherwise. strides
+ * NULL: both contiguous in that sense. y must not overlap x. Neither allocates nor fails once
+ * the arguments are right. */
 GSP_API gsp_status gsp_multiply(const gsp_plan *plan, const void *x, int64_t samples, const gsp_strides *strides,
                                 void *y, const gsp_epilogue *epilogue);
 

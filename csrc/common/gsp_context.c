@@ -24,7 +24,8 @@ const char *gsp_status_text(gsp_status status) {
     case GSP_ERROR_BUDGET: return "no valid mask has that many nonzeros";
     case GSP_ERROR_MASK: return "the mask is not valid for the pattern";
     case GSP_ERROR_ROW_ORDER: return "the row order is not a permutation of the rows";
-    case GSP_ERROR_INDPTR: return "indptr must start at 0, never fall, and end at the number of units";
+    case GSP_ERROR_INDPTR:
+        return "indptr must start at 0, never fall, and end at the number of units";
     case GSP_ERROR_INDEX: return "an index points outside its bank or the matrix";
     case GSP_ERROR_BANKS: return "two slots of a bundle share a bank";
     case GSP_ERROR_DUPLICATE: return "one element is stored twice";

@@ -1,5 +1,6 @@
-/* How many bundles each group gets: all bundles that add at least lambda per nonzero. The right lambda is
- * found by bisection over the bits of a double, so that no list of bundles is ever made or sorted. */
+/* How many bundles each group gets: all bundles that add at least lambda per nonzero. The right
+ * lambda is found by bisection over the bits of a double, so that no list of bundles is ever
+ * made or sorted. */
 #include <math.h>
 #include <string.h>
 
@@ -59,9 +60,10 @@ static int64_t take_all(gspi_ladder *ladders, int64_t count, double lambda, bool
     return kept;
 }
 
-/* Bundles worth `tied` until one does not fit: of each group the next before any second, so that equal groups
- * get equal shares. Returns their nonzeros. */
-static int64_t take_tied(gspi_ladder *ladders, int64_t count, double tied, bool mixed, int64_t room) {
+/* Bundles worth `tied` until one does not fit: of each group the next before any second, so that
+ * equal groups get equal shares. Returns their nonzeros. */
+static int64_t take_tied(gspi_ladder *ladders, int64_t count, double tied, bool mixed,
+                         int64_t room) {
     const int64_t before = room;
     int64_t level = INT64_MAX, next;
     for (int64_t i = 0; i < count; i++) level = gspi_min(level, ladders[i].bundles);
@@ -69,13 +71,15 @@ static int64_t take_tied(gspi_ladder *ladders, int64_t count, double tied, bool 
         next = INT64_MAX;
         for (int64_t i = 0; i < count; i++) {
             gspi_ladder *ladder = &ladders[i];
-            if (ladder->bundles == ladder->ceiling || worth(ladder, ladder->bundles, mixed) < tied) continue;
+            if (ladder->bundles == ladder->ceiling || worth(ladder, ladder->bundles, mixed) < tied)
+                continue;
             if (ladder->bundles == level) {
                 if (ladder->size > room) return before - room;
                 room -= ladder->size;
                 ladder->bundles++;
             }
-            if (ladder->bundles < ladder->ceiling) next = gspi_min(next, gspi_max(level + 1, ladder->bundles));
+            if (ladder->bundles < ladder->ceiling)
+                next = gspi_min(next, gspi_max(level + 1, ladder->bundles));
         }
     }
     return before - room;
@@ -85,7 +89,8 @@ int64_t gspi_allot(gspi_ladder *ladders, int64_t count, int64_t keep) {
     bool mixed = false;
     for (int64_t i = 1; i < count; i++) mixed |= ladders[i].size != ladders[0].size;
 
-    /* Everything worth `enough` fits; everything worth `too_low`, the next double below, does not. */
+    /* Everything worth `enough` fits; everything worth `too_low`, the next double below, does
+     * not. */
     uint64_t enough = order_of(INFINITY), too_low = order_of(-INFINITY);
     int64_t kept = take_all(ladders, count, -INFINITY, mixed);
     if (kept > keep) {

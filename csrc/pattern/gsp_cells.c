@@ -30,8 +30,9 @@ int64_t gspi_rows_of_group(const gspi_grid *grid, int64_t group) {
     return gspi_min(grid->group_rows, grid->rows - group * grid->group_rows);
 }
 
-/* The larger of each of `count` pairs goes to `high`. SSE2 is part of every x86-64; compilers do not make
- * MAXPS of the loop below unless they may ignore NaN, which the caller has excluded and they cannot know. */
+/* The larger of each of `count` pairs goes to `high`. SSE2 is part of every x86-64; compilers do
+ * not make MAXPS of the loop below unless they may ignore NaN, which the caller has excluded and
+ * they cannot know. */
 static void compare_exchange(float *restrict high, float *restrict low, int64_t count) {
     int64_t i = 0;
 #if defined(__SSE2__)
@@ -48,8 +49,8 @@ static void compare_exchange(float *restrict high, float *restrict low, int64_t 
     }
 }
 
-/* Batcher's merge exchange (Knuth, The Art of Computer Programming 3, 5.2.2 M): a fixed network, so all
- * banks are sorted at once, a bank a SIMD lane. */
+/* Batcher's merge exchange (Knuth, The Art of Computer Programming 3, 5.2.2 M): a fixed network,
+ * so all banks are sorted at once, a bank a SIMD lane. */
 static void sort_banks(float *sorted, int64_t depth, int64_t banks) {
     int64_t top = 1;
     while (top * 2 < depth) top *= 2;
@@ -77,7 +78,8 @@ void gspi_sort_row(const gspi_grid *grid, int64_t row, float *sorted) {
         for (int64_t i = grid->cols; i < depth * banks; i++) sorted[i] = GSPI_NO_SCORE;
     } else {
         for (int64_t bank = 0; bank < banks; bank++) {
-            const int64_t begin = grid->bank_begin[bank], width = grid->bank_begin[bank + 1] - begin;
+            const int64_t begin = grid->bank_begin[bank],
+                          width = grid->bank_begin[bank + 1] - begin;
             for (int64_t t = 0; t < width; t++) sorted[t * banks + bank] = scores[begin + t];
             for (int64_t t = width; t < depth; t++) sorted[t * banks + bank] = GSPI_NO_SCORE;
         }
@@ -110,8 +112,8 @@ void gspi_mark_row(const gspi_grid *grid, int64_t row, const float *sorted, cons
             const int64_t width = gspi_min(banks, cols - begin);
             for (int64_t bank = 0; bank < width; bank++) {
                 const int32_t t = taken[bank];
-                mask[begin + bank] =
-                    t > 0 && keep(scores[begin + bank], sorted[(t - 1) * banks + bank], &left[bank]);
+                mask[begin + bank] = t > 0 && keep(scores[begin + bank],
+                                                   sorted[(t - 1) * banks + bank], &left[bank]);
             }
         }
     } else {

@@ -9,8 +9,10 @@ typedef struct {
     size_t capacity, count;
 } report;
 
-static void add(report *out, int64_t group, int64_t row, int64_t bank, int64_t count, int64_t expected) {
-    if (out->count < out->capacity) out->list[out->count] = (gsp_violation){group, row, bank, count, expected};
+static void add(report *out, int64_t group, int64_t row, int64_t bank, int64_t count,
+                int64_t expected) {
+    if (out->count < out->capacity)
+        out->list[out->count] = (gsp_violation){group, row, bank, count, expected};
     out->count++;
 }
 
@@ -27,14 +29,16 @@ static gsp_status check_gs(gsp_context *context, const uint8_t *mask, int64_t ro
         gspi_free(context, bank_begin);
         return GSP_ERROR_MEMORY;
     }
-    for (int64_t bank = 0; bank <= banks; bank++) bank_begin[bank] = gsp_bank_begin(bank, cols, banks);
+    for (int64_t bank = 0; bank <= banks; bank++)
+        bank_begin[bank] = gsp_bank_begin(bank, cols, banks);
 
     for (int64_t first = 0, group = 0; first < rows; first += group_rows, group++) {
         const int64_t in_group = gspi_min(group_rows, rows - first);
         int64_t total = 0;
         memset(in_bank, 0, (size_t)banks * sizeof *in_bank);
         for (int64_t place = 0; place < in_group; place++) {
-            const int64_t row = row_order == NULL ? first + place : (int64_t)row_order[first + place];
+            const int64_t row =
+                row_order == NULL ? first + place : (int64_t)row_order[first + place];
             const uint8_t *kept = mask + row * cols;
             in_row[place] = 0;
             for (int64_t col = 0; col < cols; col++) in_row[place] += kept[col] != 0;
@@ -52,7 +56,8 @@ static gsp_status check_gs(gsp_context *context, const uint8_t *mask, int64_t ro
         const int64_t size = in_group * pattern->per_row;
         const int64_t bundles = (2 * total + size) / (2 * size);
         for (int64_t place = 0; place < in_group; place++) {
-            const int64_t row = row_order == NULL ? first + place : (int64_t)row_order[first + place];
+            const int64_t row =
+                row_order == NULL ? first + place : (int64_t)row_order[first + place];
             const int64_t expected = bundles * pattern->per_row;
             if (in_row[place] != expected) add(out, group, row, -1, in_row[place], expected);
         }
@@ -66,8 +71,8 @@ static gsp_status check_gs(gsp_context *context, const uint8_t *mask, int64_t ro
     return GSP_OK;
 }
 
-static int64_t count_box(const uint8_t *mask, int64_t cols, int64_t row, int64_t row_end, int64_t col,
-                         int64_t col_end) {
+static int64_t count_box(const uint8_t *mask, int64_t cols, int64_t row, int64_t row_end,
+                         int64_t col, int64_t col_end) {
     int64_t count = 0;
     for (int64_t r = row; r < row_end; r++)
         for (int64_t c = col; c < col_end; c++) count += mask[r * cols + c] != 0;
@@ -75,8 +80,8 @@ static int64_t count_box(const uint8_t *mask, int64_t cols, int64_t row, int64_t
 }
 
 gsp_status gsp_check(gsp_context *context, const uint8_t *mask, int64_t rows, int64_t cols,
-                     const gsp_pattern *pattern, const uint32_t *row_order, gsp_violation *violations,
-                     size_t capacity, size_t *count) {
+                     const gsp_pattern *pattern, const uint32_t *row_order,
+                     gsp_violation *violations, size_t capacity, size_t *count) {
     report out = {.list = violations, .capacity = capacity};
     GSP_TRY(gspi_check_shape(rows, cols));
     GSP_TRY(gspi_check_pattern(pattern));
@@ -87,17 +92,20 @@ gsp_status gsp_check(gsp_context *context, const uint8_t *mask, int64_t rows, in
         const int64_t height = pattern->block_rows, width = pattern->block_cols;
         for (int64_t row = 0; row < rows; row += height)
             for (int64_t col = 0; col < cols; col += width) {
-                const int64_t row_end = gspi_min(row + height, rows), col_end = gspi_min(col + width, cols);
+                const int64_t row_end = gspi_min(row + height, rows),
+                              col_end = gspi_min(col + width, cols);
                 const int64_t kept = count_box(mask, cols, row, row_end, col, col_end);
                 const int64_t whole = (row_end - row) * (col_end - col);
-                if (kept != 0 && kept != whole) add(&out, row / height, -1, col / width, kept, whole);
+                if (kept != 0 && kept != whole)
+                    add(&out, row / height, -1, col / width, kept, whole);
             }
     } else if (pattern->kind == GSP_NM) {
         for (int64_t row = 0; row < rows; row++)
             for (int64_t col = 0; col < cols; col += pattern->nm_m) {
                 const int64_t col_end = gspi_min(col + pattern->nm_m, cols);
                 const int64_t kept = count_box(mask, cols, row, row + 1, col, col_end);
-                if (kept > pattern->nm_n) add(&out, row, -1, col / pattern->nm_m, kept, pattern->nm_n);
+                if (kept > pattern->nm_n)
+                    add(&out, row, -1, col / pattern->nm_m, kept, pattern->nm_n);
             }
     }
     *count = out.count;
@@ -137,7 +145,8 @@ static gsp_status complete_group(void *argument, int64_t group, int worker) {
 }
 
 static gsp_status complete_gs(gsp_context *context, uint8_t *mask, int64_t rows, int64_t cols,
-                              const gsp_pattern *pattern, const uint32_t *row_order, int64_t *fault) {
+                              const gsp_pattern *pattern, const uint32_t *row_order,
+                              int64_t *fault) {
     const size_t size = (size_t)(rows * cols);
     const int64_t groups = gsp_groups(pattern, rows);
     const int workers = gspi_workers(context, groups);

@@ -1,12 +1,13 @@
-/* What the files of csrc/pattern share: the cells of a group, the group solver, the allotment of bundles. */
+/* What the files of csrc/pattern share: the cells of a group, the group solver, the allotment of
+ * bundles. */
 #ifndef GSP_CHOOSE_H
 #define GSP_CHOOSE_H
 
 #include "../gsp_internal.h"
 
-/* --------------------------------------------------------------- gsp_cells.c
- * A group seen as rows x banks cells, each holding the scores of one row in one bank, largest first.
- * Entry t of cell (row, bank) is sorted[(row * depth + t) * banks + bank]; cells with fewer than depth
+/* --------------------------------------------------------------- gsp_cells.c A group seen as
+ * rows x banks cells, each holding the scores of one row in one bank, largest first. Entry t of
+ * cell (row, bank) is sorted[(row * depth + t) * banks + bank]; cells with fewer than depth
  * columns end in GSPI_NO_SCORE, which is below every score. */
 
 #define GSPI_NO_SCORE (-1.0f)
@@ -37,8 +38,8 @@ static inline int64_t gspi_bundle_size(const gspi_grid *grid, int64_t group) {
 }
 /* Sorts one row into its cells: depth x banks entries. */
 void gspi_sort_row(const gspi_grid *grid, int64_t row, float *sorted);
-/* Marks in `mask` (cols entries, 0 or 1) the taken[bank] largest scores of each bank; of equal ones the
- * leftmost. `sorted` is the row's; left has room for banks entries. */
+/* Marks in `mask` (cols entries, 0 or 1) the taken[bank] largest scores of each bank; of equal
+ * ones the leftmost. `sorted` is the row's; left has room for banks entries. */
 void gspi_mark_row(const gspi_grid *grid, int64_t row, const float *sorted, const int32_t *taken,
                    int32_t *left, uint8_t *mask);
 
@@ -54,7 +55,8 @@ void gspi_flow_destroy(gsp_context *context, gspi_flow *flow);
 void gspi_flow_load(gspi_flow *flow, int64_t group, const double *bank_prices);
 /* Solves the loaded group for so many bundles, from wherever the last call left it. */
 void gspi_flow_solve(gspi_flow *flow, int64_t bundles);
-/* The same by taking the largest score whose row and bank have room, completed by augmenting paths. */
+/* The same by taking the largest score whose row and bank have room, completed by augmenting
+ * paths. */
 void gspi_flow_greedy(gspi_flow *flow, int64_t bundles);
 /* The score kept, and the value of the dual (an upper bound for this number of bundles). */
 double gspi_flow_value(const gspi_flow *flow);
@@ -64,12 +66,13 @@ void gspi_flow_prices(const gspi_flow *flow, double *row, double *bank);
 /* Writes the masks of the group's rows into a rows x cols mask. */
 void gspi_flow_mark(gspi_flow *flow, uint8_t *mask);
 
-/* --------------------------------------------------------------- gsp_allot.c
- * How many bundles each group gets. The best score of a group is concave in its number of bundles, so taking
- * the bundles of all groups in order of what each adds is optimal. */
+/* --------------------------------------------------------------- gsp_allot.c How many bundles
+ * each group gets. The best score of a group is concave in its number of bundles, so taking the
+ * bundles of all groups in order of what each adds is optimal. */
 
-/* What is known of one group: the score that it keeps with `first` bundles, and what each further one adds,
- * up to `last`. Groups whose bundles are dear to evaluate start with a narrow window that grows on demand. */
+/* What is known of one group: the score that it keeps with `first` bundles, and what each
+ * further one adds, up to `last`. Groups whose bundles are dear to evaluate start with a narrow
+ * window that grows on demand. */
 typedef struct gspi_ladder {
     int64_t choice, group; /* group of the matrix of this choice */
     int64_t size;          /* nonzeros of a bundle */
@@ -86,34 +89,35 @@ typedef struct gspi_ladder {
 double gspi_ladder_value(const gspi_ladder *ladder, int64_t bundles);
 /* floor and ceiling to all that is allowed and known. */
 void gspi_open_ladders(gspi_ladder *ladders, int64_t count);
-/* Sets `bundles` of all ladders so that the whole is at most `keep` nonzeros: bundles in order of score per
- * nonzero, equal ones shared out evenly, until one does not fit. Marks the ladders that end at the edge of what
- * is known. Returns the nonzeros kept. */
+/* Sets `bundles` of all ladders so that the whole is at most `keep` nonzeros: bundles in order
+ * of score per nonzero, equal ones shared out evenly, until one does not fit. Marks the ladders
+ * that end at the edge of what is known. Returns the nonzeros kept. */
 int64_t gspi_allot(gspi_ladder *ladders, int64_t count, int64_t keep);
 /* The best score per bundle not taken (-inf: none) and the worst taken (inf: none). */
 double gspi_next_gain(const gspi_ladder *ladders, int64_t count);
 double gspi_last_gain(const gspi_ladder *ladders, int64_t count);
 
-/* -------------------------------------------------------------- gsp_survey.c
- * The groups of a GS matrix with per_row < banks, in one row order: ladders that are evaluated on demand. */
+/* -------------------------------------------------------------- gsp_survey.c The groups of a GS
+ * matrix with per_row < banks, in one row order: ladders that are evaluated on demand. */
 
 typedef struct gspi_survey gspi_survey;
 
-/* Ladders with limits (high negative: as many as fit) and nothing evaluated yet. Copies the grid; its arrays
- * must outlive the survey. */
-gsp_status gspi_survey_create(gsp_context *context, const gspi_grid *grid, int64_t choice_index, int64_t low,
-                              int64_t high, gspi_survey **survey);
+/* Ladders with limits (high negative: as many as fit) and nothing evaluated yet. Copies the
+ * grid; its arrays must outlive the survey. */
+gsp_status gspi_survey_create(gsp_context *context, const gspi_grid *grid, int64_t choice_index,
+                              int64_t low, int64_t high, gspi_survey **survey);
 void gspi_survey_destroy(gspi_survey *survey);
 gspi_ladder *gspi_survey_ladders(gspi_survey *survey);
-/* Evaluates each group at its ladder's `bundles`, as near as the limits allow, and at one fewer and one more. */
+/* Evaluates each group at its ladder's `bundles`, as near as the limits allow, and at one fewer
+ * and one more. */
 gsp_status gspi_survey_begin(gspi_survey *survey);
 /* Evaluates more numbers of bundles for every ladder marked below or above, and clears the marks.
  * *grown is whether there was any. */
 gsp_status gspi_survey_grow(gspi_survey *survey, bool *grown);
 /* The score of the greedy masks of all groups at their ladders' bundles. */
 gsp_status gspi_survey_greedy(gspi_survey *survey, double *value);
-/* Writes the masks of all groups at their ladders' bundles: the best ones, or the greedy ones if nothing
- * was evaluated. */
+/* Writes the masks of all groups at their ladders' bundles: the best ones, or the greedy ones if
+ * nothing was evaluated. */
 gsp_status gspi_survey_mark(gspi_survey *survey, uint8_t *mask);
 /* Everything evaluated: number of entries, and the entries written from *at on. */
 size_t gspi_survey_entries(const gspi_survey *survey);

@@ -1,8 +1,9 @@
-/* One group: which scores to keep so that every row keeps n * per_row and every bank n, with the largest sum.
+/* One group: which scores to keep so that every row keeps n * per_row and every bank n, with the
+ * largest sum.
  *
- * It is a transportation problem between rows and banks. A cell (row, bank) offers its scores largest first,
- * so a state is a count per cell, `taken`. The dual has a price per row and per bank; a state is optimal for
- * its own row and bank sums if in every cell
+ * It is a transportation problem between rows and banks. A cell (row, bank) offers its scores
+ * largest first, so a state is a count per cell, `taken`. The dual has a price per row and per
+ * bank; a state is optimal for its own row and bank sums if in every cell
  *     next score not taken <= row price + bank price <= last score taken.                       (1)
  * gspi_flow_solve keeps (1) from beginning to end and repairs the sums:
  *   1. Coordinate ascent on the dual: give each row its best n * per_row scores at the current bank prices,
@@ -10,10 +11,10 @@
  *      little and leaves few rows and banks with a wrong sum.
  *   2. Successive shortest paths (Ahuja, Magnanti, Orlin, Network Flows, 9.7) from nodes with too much to
  *      nodes with too little, by Dijkstra on the reduced costs that (1) makes nonnegative.
- * A short group has bank sums of at most n: one more row of zeros, as wide as need be, takes up the slack.
+ * A short group has bank sums of at most n: one more row of zeros, as wide as need be, takes up
+ * the slack.
  *
- * Prices are sums and differences of scores in double, so that integer scores stay exact.
- */
+ * Prices are sums and differences of scores in double, so that integer scores stay exact. */
 #include <math.h>
 #include <string.h>
 
@@ -30,7 +31,8 @@ struct gspi_flow {
     int64_t lines;     /* rows, and one more if the group is short */
     float *sorted;     /* rows x depth x banks */
     int32_t *taken;    /* lines x banks */
-    float *next, *last; /* lines x banks: best score not taken (-inf: none), worst taken (inf: none) */
+    float *next;       /* lines x banks: the best score not taken, -inf for none */
+    float *last;       /* lines x banks: the worst score taken, inf for none */
     double *price;     /* nodes: lines first, then banks */
     int64_t *excess;   /* nodes: sum minus what it should be */
     double *distance;  /* nodes */
@@ -55,8 +57,8 @@ gspi_flow *gspi_flow_create(gsp_context *context, const gspi_grid *grid) {
     flow->open = gspi_alloc(context, nodes, sizeof *flow->open);
     flow->from = gspi_alloc(context, nodes, sizeof *flow->from);
     flow->settled = gspi_alloc(context, nodes, sizeof *flow->settled);
-    if (!flow->sorted || !flow->taken || !flow->next || !flow->last || !flow->price || !flow->excess ||
-        !flow->distance || !flow->open || !flow->from || !flow->settled) {
+    if (!flow->sorted || !flow->taken || !flow->next || !flow->last || !flow->price ||
+        !flow->excess || !flow->distance || !flow->open || !flow->from || !flow->settled) {
         gspi_flow_destroy(context, flow);
         return NULL;
     }
@@ -125,13 +127,15 @@ void gspi_flow_load(gspi_flow *flow, int64_t group, const double *bank_prices) {
         flow->next[flow->rows * banks + bank] = 0.0f;
         flow->last[flow->rows * banks + bank] = INFINITY;
     }
-    for (int64_t node = 0; node < flow->lines + banks; node++) flow->price[node] = 0, flow->excess[node] = 0;
+    for (int64_t node = 0; node < flow->lines + banks; node++)
+        flow->price[node] = 0, flow->excess[node] = 0;
     if (bank_prices != NULL)
         memcpy(flow->price + flow->lines, bank_prices, (size_t)banks * sizeof *flow->price);
 }
 
-/* Gives one node (a line or a bank) its best scores at the prices of the other side, and a price that
- * separates them from the rest. Its cells are first, first + step, ...; other[i] is the price across. */
+/* Gives one node (a line or a bank) its best scores at the prices of the other side, and a price
+ * that separates them from the rest. Its cells are first, first + step, ...; other[i] is the
+ * price across. */
 static void sweep_node(gspi_flow *flow, int64_t node) {
     const int64_t banks = flow->grid->banks, lines = flow->lines;
     const bool is_line = node < lines;
@@ -154,8 +158,10 @@ static void sweep_node(gspi_flow *flow, int64_t node) {
             flow->price[node] = add > -INFINITY ? add : drop < INFINITY ? drop : 0;
             return;
         }
-        if (excess > 0 || (excess == 0 && better)) change(flow, is_line ? node : drop_at, is_line ? drop_at : node - lines, -1);
-        if (excess < 0 || (excess == 0 && better)) change(flow, is_line ? node : add_at, is_line ? add_at : node - lines, +1);
+        if (excess > 0 || (excess == 0 && better))
+            change(flow, is_line ? node : drop_at, is_line ? drop_at : node - lines, -1);
+        if (excess < 0 || (excess == 0 && better))
+            change(flow, is_line ? node : add_at, is_line ? add_at : node - lines, +1);
     }
 }
 
@@ -167,15 +173,17 @@ static int64_t imbalance(const gspi_flow *flow) {
     return sum;
 }
 
-/* Distance beyond an edge. Rounding may leave a cost just below 0, which must not reopen a settled node. */
+/* Distance beyond an edge. Rounding may leave a cost just below 0, which must not reopen a
+ * settled node. */
 static inline double reached(double distance, double cost, bool costs) {
     if (costs) return distance + (cost > 0 ? cost : 0);
     return cost < INFINITY ? distance : INFINITY;
 }
 
-/* Moves one unit along a shortest path from a bank with too much, or a line with too little, to a bank with
- * too little, or a line with too much. With `costs` the prices stay optimal; without, any path will do.
- * False if there is no path, which cannot be while the group can hold its bundles. */
+/* Moves one unit along a shortest path from a bank with too much, or a line with too little, to
+ * a bank with too little, or a line with too much. With `costs` the prices stay optimal;
+ * without, any path will do. False if there is no path, which cannot be while the group can hold
+ * its bundles. */
 static bool augment(gspi_flow *flow, bool costs) {
     const int64_t banks = flow->grid->banks, lines = flow->lines, nodes = lines + banks;
     const double *bank_price = flow->price + lines;
@@ -208,7 +216,8 @@ static bool augment(gspi_flow *flow, bool costs) {
         } else { /* let go of one score of this bank, in any row */
             const int64_t bank = node - lines;
             for (int64_t line = 0; line < lines; line++) {
-                const double cost = flow->last[line * banks + bank] - flow->price[line] - bank_price[bank];
+                const double cost =
+                    flow->last[line * banks + bank] - flow->price[line] - bank_price[bank];
                 const double reach = reached(least, cost, costs);
                 if (reach < distance[line]) {
                     distance[line] = open[line] = reach;
@@ -252,7 +261,8 @@ void gspi_flow_solve(gspi_flow *flow, int64_t bundles) {
     for (int sweep = 0;; sweep++) {
         for (int64_t line = 0; line < flow->rows; line++) sweep_node(flow, line);
         const int64_t now = imbalance(flow);
-        if (now <= banks / 4 || (double)now > GSPI_SWEEP_GAIN * (double)before || sweep == GSPI_MAX_SWEEPS)
+        if (now <= banks / 4 || (double)now > GSPI_SWEEP_GAIN * (double)before ||
+            sweep == GSPI_MAX_SWEEPS)
             break;
         before = now;
         for (int64_t bank = 0; bank < banks; bank++) sweep_node(flow, flow->lines + bank);
@@ -266,7 +276,8 @@ static void rank_line(const gspi_flow *flow, int64_t line, double *rank, int64_t
     rank[line] = -INFINITY;
     if (flow->excess[line] == 0) return;
     for (int64_t bank = 0; bank < banks; bank++) {
-        if (flow->excess[flow->lines + bank] == 0 || flow->next[line * banks + bank] <= rank[line]) continue;
+        if (flow->excess[flow->lines + bank] == 0 || flow->next[line * banks + bank] <= rank[line])
+            continue;
         rank[line] = flow->next[line * banks + bank];
         best[line] = bank;
     }
@@ -285,9 +296,11 @@ void gspi_flow_greedy(gspi_flow *flow, int64_t bundles) {
         if (rank[line] == -INFINITY) break;
         const int64_t bank = best[line];
         change(flow, line, bank, +1);
-        if (flow->excess[lines + bank] == 0) { /* the bank is full: whoever wanted it looks elsewhere */
+        if (flow->excess[lines + bank] ==
+            0) { /* the bank is full: whoever wanted it looks elsewhere */
             for (int64_t i = 0; i < rows; i++)
-                if (i != line && rank[i] > -INFINITY && best[i] == bank) rank_line(flow, i, rank, best);
+                if (i != line && rank[i] > -INFINITY && best[i] == bank)
+                    rank_line(flow, i, rank, best);
         }
         rank_line(flow, line, rank, best);
     }
@@ -310,13 +323,17 @@ double gspi_flow_value(const gspi_flow *flow) {
     return sum;
 }
 
-/* The row of zeros has price 0 in what users see: only the sum of a row's and a bank's price matters. */
-static double base(const gspi_flow *flow) { return flow->lines > flow->rows ? flow->price[flow->rows] : 0; }
+/* The row of zeros has price 0 in what users see: only the sum of a row's and a bank's price
+ * matters. */
+static double base(const gspi_flow *flow) {
+    return flow->lines > flow->rows ? flow->price[flow->rows] : 0;
+}
 
 void gspi_flow_prices(const gspi_flow *flow, double *row, double *bank) {
     for (int64_t place = 0; place < flow->grid->group_rows; place++)
         row[place] = place < flow->rows ? flow->price[place] - base(flow) : 0;
-    for (int64_t b = 0; b < flow->grid->banks; b++) bank[b] = flow->price[flow->lines + b] + base(flow);
+    for (int64_t b = 0; b < flow->grid->banks; b++)
+        bank[b] = flow->price[flow->lines + b] + base(flow);
 }
 
 double gspi_flow_bound(const gspi_flow *flow) {

@@ -6,7 +6,8 @@
 gsp_status gspi_check_shape(int64_t rows, int64_t cols) {
     size_t bytes;
     GSP_CHECK(rows >= 0 && rows < UINT32_MAX && cols >= 0 && cols < UINT32_MAX, GSP_ERROR_SHAPE);
-    GSP_CHECK(gspi_mul((size_t)rows, (size_t)cols, &bytes) && gspi_mul(bytes, 8, &bytes), GSP_ERROR_SHAPE);
+    GSP_CHECK(gspi_mul((size_t)rows, (size_t)cols, &bytes) && gspi_mul(bytes, 8, &bytes),
+              GSP_ERROR_SHAPE);
     return GSP_OK;
 }
 
@@ -14,7 +15,8 @@ gsp_status gspi_check_pattern(const gsp_pattern *pattern) {
     switch (pattern->kind) {
     case GSP_GS:
         GSP_CHECK(pattern->banks >= 1 && pattern->banks <= GSP_MAX_BANKS, GSP_ERROR_PATTERN);
-        GSP_CHECK(pattern->per_row >= 1 && pattern->banks % pattern->per_row == 0, GSP_ERROR_PATTERN);
+        GSP_CHECK(pattern->per_row >= 1 && pattern->banks % pattern->per_row == 0,
+                  GSP_ERROR_PATTERN);
         GSP_CHECK(pattern->layout == GSP_INTERLEAVED || pattern->layout == GSP_CONTIGUOUS,
                   GSP_ERROR_PATTERN);
         return GSP_OK;
@@ -70,14 +72,16 @@ int64_t gsp_bank_of(const gsp_pattern *pattern, int64_t cols, int64_t col) {
     return ((col + 1) * banks - 1) / cols;
 }
 
-/* n bundles fit if sum over banks of min(width, n / rows) >= n * per_row. Widths of either layout are
- * floor(cols / banks) or one more, so the sum has two terms; multiply by rows to stay in integers. */
+/* n bundles fit if sum over banks of min(width, n / rows) >= n * per_row. Widths of either
+ * layout are floor(cols / banks) or one more, so the sum has two terms; multiply by rows to stay
+ * in integers. */
 int64_t gsp_max_bundles(const gsp_pattern *pattern, int64_t cols, int64_t group_rows) {
     const int64_t banks = pattern->banks, per_row = pattern->per_row;
     const int64_t narrow = cols / banks, wide_banks = cols % banks;
     if (group_rows == 0) return 0;
-    /* Up to narrow * rows every bank still has room for its share n / rows, and banks >= rows * per_row.
-     * A row has cols elements and n bundles take per_row of them each; short groups come near to that. */
+    /* Up to narrow * rows every bank still has room for its share n / rows, and banks >= rows *
+     * per_row. A row has cols elements and n bundles take per_row of them each; short groups
+     * come near to that. */
     int64_t low = narrow * group_rows, high = cols / per_row;
     while (low < high) {
         const int64_t n = low + (high - low + 1) / 2;

@@ -1,6 +1,6 @@
-/* The groups of one matrix, each evaluated for a few numbers of bundles around the one that it will get.
- * Nothing but values and prices is kept of an evaluation: from the prices, the state is found again in the
- * time that sorting the group takes. */
+/* The groups of one matrix, each evaluated for a few numbers of bundles around the one that it
+ * will get. Nothing but values and prices is kept of an evaluation: from the prices, the state
+ * is found again in the time that sorting the group takes. */
 #include <math.h>
 #include <string.h>
 
@@ -98,7 +98,8 @@ static void load_near(gspi_survey *survey, gspi_flow *flow, int64_t group, int64
     const gspi_ladder *ladder = &survey->ladders[group];
     const int64_t at = gspi_max(0, gspi_min(bundles, ladder->last) - ladder->first);
     gspi_flow_load(flow, group,
-                   survey->windows[group].prices + (size_t)at * price_count(survey) + survey->grid.group_rows);
+                   survey->windows[group].prices + (size_t)at * price_count(survey) +
+                       survey->grid.group_rows);
 }
 
 static gsp_status begin_group(void *argument, int64_t group, int worker) {
@@ -157,8 +158,8 @@ static gsp_status value_greedy_group(void *argument, int64_t group, int worker) 
     return GSP_OK;
 }
 
-gsp_status gspi_survey_create(gsp_context *context, const gspi_grid *grid, int64_t choice_index, int64_t low,
-                              int64_t high, gspi_survey **made) {
+gsp_status gspi_survey_create(gsp_context *context, const gspi_grid *grid, int64_t choice_index,
+                              int64_t low, int64_t high, gspi_survey **made) {
     const size_t groups = (size_t)grid->groups;
     gspi_survey *survey = gspi_calloc(context, 1, sizeof *survey);
     GSP_CHECK(survey != NULL, GSP_ERROR_MEMORY);
@@ -178,7 +179,8 @@ gsp_status gspi_survey_create(gsp_context *context, const gspi_grid *grid, int64
         return GSP_ERROR_MEMORY;
     }
     for (int64_t group = 0; group < grid->groups; group++) {
-        const int64_t most = gsp_max_bundles(&grid->pattern, grid->cols, gspi_rows_of_group(grid, group));
+        const int64_t most =
+            gsp_max_bundles(&grid->pattern, grid->cols, gspi_rows_of_group(grid, group));
         survey->ladders[group] = (gspi_ladder){
             .choice = choice_index,
             .group = group,
@@ -198,7 +200,8 @@ gsp_status gspi_survey_begin(gspi_survey *survey) {
 }
 
 gsp_status gspi_survey_greedy(gspi_survey *survey, double *value) {
-    survey->greedy = gspi_alloc(survey->context, (size_t)survey->grid.groups, sizeof *survey->greedy);
+    survey->greedy =
+        gspi_alloc(survey->context, (size_t)survey->grid.groups, sizeof *survey->greedy);
     GSP_CHECK(survey->greedy != NULL, GSP_ERROR_MEMORY);
     const gsp_status status =
         gspi_parallel_on(survey->workers, survey->grid.groups, value_greedy_group, survey);
@@ -229,7 +232,8 @@ gsp_status gspi_survey_grow(gspi_survey *survey, bool *grown) {
     *grown = false;
     for (int64_t group = 0; group < survey->grid.groups; group++)
         *grown |= survey->ladders[group].above || survey->ladders[group].below;
-    return *grown ? gspi_parallel_on(survey->workers, survey->grid.groups, grow_group, survey) : GSP_OK;
+    return *grown ? gspi_parallel_on(survey->workers, survey->grid.groups, grow_group, survey)
+                  : GSP_OK;
 }
 
 gsp_status gspi_survey_mark(gspi_survey *survey, uint8_t *mask) {

@@ -1,4 +1,5 @@
-/* What the files of the binding share. One topic, one file: gsp_py_<topic>.c offers a table of methods. */
+/* What the files of the binding share. One topic, one file: gsp_py_<topic>.c offers a table of
+ * methods. */
 #ifndef GSP_PY_H
 #define GSP_PY_H
 
@@ -27,23 +28,24 @@ static inline gsp_py_state *gsp_py_state_of(PyObject *module) {
     return (gsp_py_state *)PyModule_GetState(module);
 }
 
-/* The one place where a status becomes an exception. `detail` may be NULL; it is put before the status's
- * own text. Returns NULL, so that a caller may return it. */
+/* The one place where a status becomes an exception. `detail` may be NULL; it is put before the
+ * status's own text. Returns NULL, so that a caller may return it. */
 PyObject *gsp_py_raise(PyObject *module, gsp_status status, const char *detail);
 
-/* `object` as an array of exactly this type, dimension (negative for any), C order, aligned, native byte
- * order, or NULL with an error that names `name` and what is wrong. A borrowed reference: the caller's
- * argument keeps it alive, and must do so until the GIL is held again. */
+/* `object` as an array of exactly this type, dimension (negative for any), C order, aligned,
+ * native byte order, or NULL with an error that names `name` and what is wrong. A borrowed
+ * reference: the caller's argument keeps it alive, and must do so until the GIL is held again. */
 PyArrayObject *gsp_py_array(PyObject *object, int typenum, int ndim, const char *name);
 /* The same, writeable. */
 PyArrayObject *gsp_py_output(PyObject *object, int typenum, int ndim, const char *name);
 
-/* An "O&" converter to gsp_pattern, from the tuple that gspattern.patterns builds:
- * ("gs", banks, per_row, layout) with layout 0 or 1, ("irregular",), ("block", rows, cols), ("nm", n, m). */
+/* An "O&" converter to gsp_pattern, from the tuple that gspattern.patterns builds: ("gs", banks,
+ * per_row, layout) with layout 0 or 1, ("irregular",), ("block", rows, cols), ("nm", n, m). */
 int gsp_py_pattern(PyObject *object, void *pattern);
 
-/* A matrix and the lengths of its arrays from the tuple that Matrix.core() gives; 0, or -1 with an error. Nothing
- * but the types of the arrays is checked, and they are borrowed as by gsp_py_array. */
+/* A matrix and the lengths of its arrays from the tuple that Matrix.core() gives; 0, or -1 with
+ * an error. Nothing but the types of the arrays is checked, and they are borrowed as by
+ * gsp_py_array. */
 int gsp_py_matrix(PyObject *core, gsp_matrix *matrix, gsp_lengths *lengths);
 
 extern PyMethodDef gsp_py_masks_methods[];

@@ -3,7 +3,8 @@
 
 /* ------------------------------------------------------------------ choose */
 
-/* The arrays of one choice; the inputs are borrowed from the caller's tuple, the outputs are owned. */
+/* The arrays of one choice; the inputs are borrowed from the caller's tuple, the outputs are
+ * owned. */
 typedef struct {
     PyArrayObject *scores, *row_order_in;
     PyArrayObject *mask, *row_order, *bundles;
@@ -15,8 +16,8 @@ static PyObject *new_array(int ndim, const npy_intp *shape, int typenum, void **
     return array;
 }
 
-/* Reads (scores, pattern, scatter, row_order or None, min_per_group, max_per_group, min_keep, max_keep) and
- * makes room for the result. */
+/* Reads (scores, pattern, scatter, row_order or None, min_per_group, max_per_group, min_keep,
+ * max_keep) and makes room for the result. */
 static int read_choice(PyObject *object, gsp_choice *choice, choice_arrays *arrays) {
     PyObject *scores, *row_order;
     long long min_per_group, max_per_group, min_keep, max_keep;
@@ -24,8 +25,9 @@ static int read_choice(PyObject *object, gsp_choice *choice, choice_arrays *arra
         PyErr_SetString(PyExc_TypeError, "a choice must be a tuple");
         return -1;
     }
-    if (!PyArg_ParseTuple(object, "OO&pOLLLL", &scores, gsp_py_pattern, &choice->pattern, &choice->scatter,
-                          &row_order, &min_per_group, &max_per_group, &min_keep, &max_keep))
+    if (!PyArg_ParseTuple(object, "OO&pOLLLL", &scores, gsp_py_pattern, &choice->pattern,
+                          &choice->scatter, &row_order, &min_per_group, &max_per_group, &min_keep,
+                          &max_keep))
         return -1;
     arrays->scores = gsp_py_array(scores, NPY_FLOAT32, 2, "scores");
     if (arrays->scores == NULL) return -1;
@@ -45,19 +47,23 @@ static int read_choice(PyObject *object, gsp_choice *choice, choice_arrays *arra
         if (arrays->row_order_in == NULL) return -1;
         if (PyArray_DIM(arrays->row_order_in, 0) != choice->rows) {
             PyErr_Format(PyExc_ValueError, "row_order must have one entry per row: %zd, got %zd",
-                         (Py_ssize_t)choice->rows, (Py_ssize_t)PyArray_DIM(arrays->row_order_in, 0));
+                         (Py_ssize_t)choice->rows,
+                         (Py_ssize_t)PyArray_DIM(arrays->row_order_in, 0));
             return -1;
         }
         choice->row_order = PyArray_DATA(arrays->row_order_in);
     }
     if (choice->scatter) {
-        arrays->row_order = (PyArrayObject *)new_array(1, shape, NPY_UINT32, (void **)&choice->row_order);
+        arrays->row_order =
+            (PyArrayObject *)new_array(1, shape, NPY_UINT32, (void **)&choice->row_order);
         if (arrays->row_order == NULL) return -1;
     }
-    if (choice->pattern.kind == GSP_GS && choice->pattern.per_row > 0 && choice->pattern.banks > 0) {
+    if (choice->pattern.kind == GSP_GS && choice->pattern.per_row > 0 &&
+        choice->pattern.banks > 0) {
         if (choice->pattern.banks % choice->pattern.per_row != 0) return 0; /* gsp_choose says so */
         const npy_intp groups[] = {gsp_groups(&choice->pattern, choice->rows)};
-        arrays->bundles = (PyArrayObject *)new_array(1, groups, NPY_UINT32, (void **)&choice->bundles);
+        arrays->bundles =
+            (PyArrayObject *)new_array(1, groups, NPY_UINT32, (void **)&choice->bundles);
         if (arrays->bundles == NULL) return -1;
     }
     return 0;
@@ -70,7 +76,8 @@ static PyObject *array_or_none(PyArrayObject *array) {
 
 static PyObject *copy_of(int ndim, const npy_intp *shape, int typenum, const void *data) {
     PyArrayObject *array = (PyArrayObject *)PyArray_SimpleNew(ndim, shape, typenum);
-    if (array != NULL && PyArray_NBYTES(array) > 0) memcpy(PyArray_DATA(array), data, (size_t)PyArray_NBYTES(array));
+    if (array != NULL && PyArray_NBYTES(array) > 0)
+        memcpy(PyArray_DATA(array), data, (size_t)PyArray_NBYTES(array));
     return (PyObject *)array;
 }
 
@@ -78,11 +85,11 @@ static PyObject *prices_tuple(const gsp_prices *prices) {
     if (prices == NULL) Py_RETURN_NONE;
     const npy_intp count[] = {(npy_intp)prices->count};
     const npy_intp rows[] = {count[0], prices->group_rows}, banks[] = {count[0], prices->banks};
-    return Py_BuildValue("(NNNNNN)", copy_of(1, count, NPY_INT64, prices->group),
-                         copy_of(1, count, NPY_INT64, prices->bundles),
-                         copy_of(2, rows, NPY_FLOAT64, prices->row), copy_of(2, banks, NPY_FLOAT64, prices->bank),
-                         copy_of(1, count, NPY_FLOAT64, prices->value),
-                         copy_of(1, count, NPY_FLOAT64, prices->bound));
+    return Py_BuildValue(
+        "(NNNNNN)", copy_of(1, count, NPY_INT64, prices->group),
+        copy_of(1, count, NPY_INT64, prices->bundles), copy_of(2, rows, NPY_FLOAT64, prices->row),
+        copy_of(2, banks, NPY_FLOAT64, prices->bank), copy_of(1, count, NPY_FLOAT64, prices->value),
+        copy_of(1, count, NPY_FLOAT64, prices->bound));
 }
 
 /* A bad score by its place and value. */
@@ -91,7 +98,8 @@ static PyObject *raise_score(PyObject *module, const gsp_choice *choice) {
     char detail[128];
     char *text = PyOS_double_to_string(value, 'g', 6, 0, NULL);
     if (text == NULL) return NULL;
-    PyOS_snprintf(detail, sizeof detail, "scores[%lld, %lld] is %s", (long long)(choice->fault / choice->cols),
+    PyOS_snprintf(detail, sizeof detail, "scores[%lld, %lld] is %s",
+                  (long long)(choice->fault / choice->cols),
                   (long long)(choice->fault % choice->cols), text);
     PyMem_Free(text);
     return gsp_py_raise(module, GSP_ERROR_SCORE, detail);
@@ -117,10 +125,9 @@ static PyObject *choose(PyObject *module, PyObject *args) {
         if (read_choice(PyTuple_GET_ITEM(given, i), &choices[i], &arrays[i]) < 0) goto done;
 
     gsp_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = gsp_choose(context, choices, (size_t)count, keep, greedy ? GSP_GREEDY : GSP_EXACT, &prices, &bound);
-    Py_END_ALLOW_THREADS
-    if (status == GSP_ERROR_SCORE) {
+    Py_BEGIN_ALLOW_THREADS status = gsp_choose(context, choices, (size_t)count, keep,
+                                               greedy ? GSP_GREEDY : GSP_EXACT, &prices, &bound);
+    Py_END_ALLOW_THREADS if (status == GSP_ERROR_SCORE) {
         /* Choices are scanned in order, so the first with a fault is the one. */
         for (Py_ssize_t i = 0; i < count; i++) {
             const float score = choices[i].scores[choices[i].fault];
@@ -165,17 +172,20 @@ static PyObject *max_bundles(PyObject *module, PyObject *args) {
     gsp_pattern pattern;
     long long cols, rows;
     if (!PyArg_ParseTuple(args, "O&LL", gsp_py_pattern, &pattern, &cols, &rows)) return NULL;
-    if (pattern.kind != GSP_GS || pattern.banks == 0 || pattern.per_row == 0 || cols < 0 || rows < 0) {
-        PyErr_SetString(PyExc_ValueError, "max_bundles takes a GS pattern and sizes that are not negative");
+    if (pattern.kind != GSP_GS || pattern.banks == 0 || pattern.per_row == 0 || cols < 0 ||
+        rows < 0) {
+        PyErr_SetString(PyExc_ValueError,
+                        "max_bundles takes a GS pattern and sizes that are not negative");
         return NULL;
     }
     return PyLong_FromLongLong(gsp_max_bundles(&pattern, cols, rows));
 }
 
 /* The mask and row order that check_mask and complete_mask take; 0 or -1. */
-static int read_mask(PyObject *mask_object, PyObject *order_object, bool writeable, PyArrayObject **mask,
-                     const uint32_t **row_order) {
-    *mask = writeable ? gsp_py_output(mask_object, NPY_BOOL, 2, "mask") : gsp_py_array(mask_object, NPY_BOOL, 2, "mask");
+static int read_mask(PyObject *mask_object, PyObject *order_object, bool writeable,
+                     PyArrayObject **mask, const uint32_t **row_order) {
+    *mask = writeable ? gsp_py_output(mask_object, NPY_BOOL, 2, "mask")
+                      : gsp_py_array(mask_object, NPY_BOOL, 2, "mask");
     *row_order = NULL;
     if (*mask == NULL) return -1;
     if (order_object == Py_None) return 0;
@@ -195,7 +205,8 @@ static PyObject *check_mask(PyObject *module, PyObject *args) {
     gsp_pattern pattern;
     PyArrayObject *mask;
     const uint32_t *row_order;
-    if (!PyArg_ParseTuple(args, "OO&O", &mask_object, gsp_py_pattern, &pattern, &order_object)) return NULL;
+    if (!PyArg_ParseTuple(args, "OO&O", &mask_object, gsp_py_pattern, &pattern, &order_object))
+        return NULL;
     if (read_mask(mask_object, order_object, false, &mask, &row_order) < 0) return NULL;
     gsp_context *context = gsp_py_state_of(module)->context;
     const int64_t rows = PyArray_DIM(mask, 0), cols = PyArray_DIM(mask, 1);
@@ -204,22 +215,22 @@ static PyObject *check_mask(PyObject *module, PyObject *args) {
     size_t count = 0;
     gsp_status status;
     /* Count first, then collect: violations are rare, and two passes are cheaper than a guess. */
-    Py_BEGIN_ALLOW_THREADS
-    status = gsp_check(context, data, rows, cols, &pattern, row_order, NULL, 0, &count);
+    Py_BEGIN_ALLOW_THREADS status =
+        gsp_check(context, data, rows, cols, &pattern, row_order, NULL, 0, &count);
     if (status == GSP_OK && count > 0) {
         list = PyMem_RawCalloc(count, sizeof *list);
         status = list == NULL ? GSP_ERROR_MEMORY
-                              : gsp_check(context, data, rows, cols, &pattern, row_order, list, count, &count);
+                              : gsp_check(context, data, rows, cols, &pattern, row_order, list,
+                                          count, &count);
     }
-    Py_END_ALLOW_THREADS
-    PyObject *result = NULL;
+    Py_END_ALLOW_THREADS PyObject *result = NULL;
     if (status != GSP_OK) {
         gsp_py_raise(module, status, NULL);
     } else if ((result = PyList_New((Py_ssize_t)count)) != NULL) {
         for (size_t i = 0; i < count; i++) {
-            PyObject *one = Py_BuildValue("(LLLLL)", (long long)list[i].group, (long long)list[i].row,
-                                          (long long)list[i].bank, (long long)list[i].count,
-                                          (long long)list[i].expected);
+            PyObject *one = Py_BuildValue("(LLLLL)", (long long)list[i].group,
+                                          (long long)list[i].row, (long long)list[i].bank,
+                                          (long long)list[i].count, (long long)list[i].expected);
             if (one == NULL) {
                 Py_CLEAR(result);
                 break;
@@ -236,20 +247,21 @@ static PyObject *complete_mask(PyObject *module, PyObject *args) {
     gsp_pattern pattern;
     PyArrayObject *mask;
     const uint32_t *row_order;
-    if (!PyArg_ParseTuple(args, "OO&O", &mask_object, gsp_py_pattern, &pattern, &order_object)) return NULL;
+    if (!PyArg_ParseTuple(args, "OO&O", &mask_object, gsp_py_pattern, &pattern, &order_object))
+        return NULL;
     if (read_mask(mask_object, order_object, true, &mask, &row_order) < 0) return NULL;
     gsp_context *context = gsp_py_state_of(module)->context;
     const int64_t rows = PyArray_DIM(mask, 0), cols = PyArray_DIM(mask, 1);
     uint8_t *data = PyArray_DATA(mask);
     int64_t group = -1;
     gsp_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = gsp_complete(context, data, rows, cols, &pattern, row_order, &group);
-    Py_END_ALLOW_THREADS
-    if (status == GSP_ERROR_MASK) {
+    Py_BEGIN_ALLOW_THREADS status =
+        gsp_complete(context, data, rows, cols, &pattern, row_order, &group);
+    Py_END_ALLOW_THREADS if (status == GSP_ERROR_MASK) {
         char detail[160];
         PyOS_snprintf(detail, sizeof detail,
-                      "group %lld has nonzeros that no valid mask of the pattern can all hold", (long long)group);
+                      "group %lld has nonzeros that no valid mask of the pattern can all hold",
+                      (long long)group);
         return gsp_py_raise(module, status, detail);
     }
     if (status != GSP_OK) return gsp_py_raise(module, status, NULL);
@@ -259,7 +271,9 @@ static PyObject *complete_mask(PyObject *module, PyObject *args) {
 PyMethodDef gsp_py_masks_methods[] = {
     {"choose", choose, METH_VARARGS, "choose(choices, keep, greedy) -> (results, prices, bound)"},
     {"max_bundles", max_bundles, METH_VARARGS, "max_bundles(pattern, cols, group_rows) -> int"},
-    {"check_mask", check_mask, METH_VARARGS, "check_mask(mask, pattern, row_order) -> list of violations"},
-    {"complete_mask", complete_mask, METH_VARARGS, "complete_mask(mask, pattern, row_order): in place"},
+    {"check_mask", check_mask, METH_VARARGS,
+     "check_mask(mask, pattern, row_order) -> list of violations"},
+    {"complete_mask", complete_mask, METH_VARARGS,
+     "complete_mask(mask, pattern, row_order): in place"},
     {NULL, NULL, 0, NULL},
 };
