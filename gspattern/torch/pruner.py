@@ -28,6 +28,9 @@ M = TypeVar("M", bound=nn.Module)
 # Types that NumPy does not compute in: such weights go through float32, which holds them exactly.
 HALF = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
+# The integers as wide as a floating-point type, by its bytes.
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
 # `auto` leaves smaller matrices dense: 16 KiB of float32 lie in any L1 cache, there is nothing to win.
 AUTO_LEAST_WEIGHTS = 4096
 AUTO_CANDIDATES: tuple[Pattern, ...] = (GS(16, 16), GS(16, 1, scatter=True))
@@ -40,7 +43,9 @@ class _Entry:
     target: Target
     pattern: Pattern  # resolved
     pruned: PrunedWeight | None = None
-    dropped: torch.Tensor | None = None  # bool, the parameter's shape: what is held at zero
+    bits: torch.Tensor | None = (
+        None  # of the parameter's shape: all ones to keep, 0 to hold at zero
+    )
     saved: torch.Tensor | None = None  # the values that were dropped, for as long as masks change
     kept: float = 1.0  # the score kept, relative to the irregular mask of the same count
     empty_rows: int = 0
@@ -154,9 +159,9 @@ class Pruner:
         selections = self._choose(sparsity)
         if schedule is None:
             self._mask(selections)
-            self.apply()
         else:
             self._update(0)
+        self.apply()
 
     # ------------------------------------------------------------- in training
 
@@ -190,16 +195,15 @@ class Pruner:
         """
         states = {} if self.optimizer is None else self.optimizer.state
         for entry in self._entries:
-            if entry.dropped is None:
+            if entry.bits is None:
                 continue
             parameter = entry.target.parameter
-            if entry.dropped.device != parameter.device:
-                entry.dropped = entry.dropped.to(parameter.device)
-                entry.saved = None if entry.saved is None else entry.saved.to(parameter.device)
-            parameter.masked_fill_(entry.dropped, 0)
+            # The model may have been moved or cast since the mask was chosen.
+            entry.bits = entry.bits.to(parameter.device, INTEGERS[parameter.element_size()])
+            _and(parameter, entry.bits)
             for value in states.get(parameter, {}).values():
                 if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
-                    value.masked_fill_(entry.dropped, 0)
+                    _and(value, entry.bits)
 
     @property
     def masks(self) -> dict[str, torch.Tensor]:
@@ -207,8 +211,8 @@ class Pruner:
         on the parameter's device, True where it is kept. Before the schedule starts, all True."""
         return {
             entry.target.name: torch.ones_like(entry.target.parameter, dtype=torch.bool)
-            if entry.dropped is None
-            else ~entry.dropped
+            if entry.bits is None
+            else entry.bits != 0
             for entry in self._entries
         }
 
@@ -234,8 +238,8 @@ class Pruner:
         for key, value in _tensors(self.model):
             value.copy_(self._initial[key])
         for entry in self._entries:
-            if entry.saved is not None and entry.dropped is not None:
-                entry.saved = torch.where(entry.dropped, entry.target.parameter, 0)
+            if entry.saved is not None:
+                self._save(entry)
         if self.optimizer is not None:
             self.optimizer.state.clear()
         self.apply()
@@ -450,7 +454,6 @@ class Pruner:
         sparsity = self.schedule(step, 1.0 if self.sparsity is None else self.sparsity)
         if sparsity is None or sparsity <= 0:
             return
-        held = [(entry, entry.dropped) for entry in self._entries]
         for entry in self._entries:
             self._unmask(entry)
         try:
@@ -459,9 +462,7 @@ class Pruner:
             # Uneven banks cannot be nearly full: the masks wait until the sparsity is one they can give.
             if step == self.schedule.end:
                 raise
-            for entry, dropped in held:
-                if dropped is not None:
-                    self._drop(entry, dropped)
+            logger.debug("step %d: sparsity %.4f cannot be given yet", step, sparsity)
 
     def _mask(self, selections: Mapping[str, tuple[Selection, float]]) -> None:
         for entry in self._entries:
@@ -479,18 +480,22 @@ class Pruner:
         entry.target.attach(entry.pruned)
         entry.empty_rows = int((~mask.any(axis=1)).sum())
         parameter = entry.target.parameter
-        dropped = torch.from_numpy(~mask).reshape(parameter.shape)
-        self._drop(entry, dropped.to(parameter.device))
+        keep = torch.from_numpy(mask).reshape(parameter.shape).to(parameter.device)
+        entry.bits = keep.to(INTEGERS[parameter.element_size()]).neg_()
+        self._save(entry)
 
-    def _drop(self, entry: _Entry, dropped: torch.Tensor) -> None:
-        entry.dropped = dropped
-        entry.saved = torch.where(dropped, entry.target.parameter.detach(), 0)
+    def _save(self, entry: _Entry) -> None:
+        """Sets the values aside that the mask drops."""
+        assert entry.bits is not None
+        entry.saved = entry.target.parameter.detach().clone()
+        _and(entry.saved, ~entry.bits)
 
     def _unmask(self, entry: _Entry) -> None:
         """Gives the dropped weights back the values that they had, if these are still known."""
-        if entry.dropped is not None and entry.saved is not None:
+        if entry.bits is not None and entry.saved is not None:
             parameter = entry.target.parameter
-            parameter.copy_(torch.where(entry.dropped, entry.saved, parameter))
+            saved = entry.saved.to(parameter)
+            parameter.copy_(torch.where(entry.bits.to(parameter.device) != 0, parameter, saved))
 
 
 def prune_(
@@ -525,6 +530,12 @@ def prune_(
 def magnitude(name: str, parameter: torch.Tensor) -> torch.Tensor:
     """The usual criterion: the absolute value of every weight."""
     return parameter.abs()
+
+
+def _and(tensor: torch.Tensor, bits: torch.Tensor) -> None:
+    """Puts 0 where `bits` is 0, in place. A mask over bits is as fast as memory, and it leaves neither NaN nor -0."""
+    integers = INTEGERS[tensor.element_size()]
+    tensor.detach().view(integers).bitwise_and_(bits.to(tensor.device, integers))
 
 
 def _matrix(tensor: torch.Tensor) -> npt.NDArray[Any]:
