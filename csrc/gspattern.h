@@ -258,19 +258,19 @@ typedef struct gsp_plan gsp_plan;
 typedef struct gsp_plan_info {
     const char *kernel;
     gsp_backend backend; /* that of the kernel: at most the one asked for */
-    int columns;         /* 0: x is contiguous along cols; 1: x is contiguous along the samples */
-    uint64_t bytes;      /* held by the plan */
-    uint64_t entries;    /* elements that the matrix stores */
-    uint64_t slots;      /* elements that the kernel multiplies, padding included */
-    double efficiency;   /* entries / slots; 1 if there are none */
+    int columns; /* 0: x is contiguous along cols; 1: x is contiguous along the samples */
+    uint64_t bytes; /* held by the plan */
+    uint64_t entries; /* elements that the matrix stores */
+    uint64_t slots; /* elements that the kernel multiplies, padding included */
+    double efficiency; /* entries / slots; 1 if there are none */
 } gsp_plan_info;
 
 /* Lays a matrix out for products with n columns of x; n = 1 also serves batch-major samples of
  * any number. The matrix is validated; the plan keeps nothing of it, but the context must
  * outlive the plan. GSP_ERROR_BACKEND if this machine cannot run the backend, or what
  * gsp_validate found. */
-GSP_API gsp_status gsp_plan_create(gsp_context *context, const gsp_matrix *matrix, gsp_backend backend, int64_t n,
-                                   gsp_plan **plan);
+GSP_API gsp_status gsp_plan_create(gsp_context *context, const gsp_matrix *matrix,
+                                   gsp_backend backend, int64_t n, gsp_plan **plan);
 GSP_API void gsp_plan_destroy(gsp_plan *plan);
 GSP_API gsp_plan_info gsp_plan_describe(const gsp_plan *plan);
 
@@ -287,7 +287,7 @@ typedef enum gsp_activation {
 
 /* What happens to W x: y = activation(W x + bias + residual). Zero-initialised: nothing. */
 typedef struct gsp_epilogue {
-    const void *bias;     /* rows, or NULL */
+    const void *bias; /* rows, or NULL */
     const void *residual; /* laid out as y, or NULL; must not overlap y */
     gsp_activation activation;
 } gsp_epilogue;
@@ -303,8 +303,8 @@ typedef struct gsp_strides {
  * y_row = 1, one for more columns x_sample = y_sample = 1: GSP_ERROR_SHAPE otherwise. strides
  * NULL: both contiguous in that sense. y must not overlap x. Neither allocates nor fails once
  * the arguments are right. */
-GSP_API gsp_status gsp_multiply(const gsp_plan *plan, const void *x, int64_t samples, const gsp_strides *strides,
-                                void *y, const gsp_epilogue *epilogue);
+GSP_API gsp_status gsp_multiply(const gsp_plan *plan, const void *x, int64_t samples,
+                                const gsp_strides *strides, void *y, const gsp_epilogue *epilogue);
 
 #ifdef __cplusplus
 }

@@ -48,10 +48,10 @@ extern const gspi_entry gspi_kernels[];
 struct gsp_plan {
     gsp_context *context;
     const gspi_entry *entry;
-    gsp_matrix
-        matrix; /* shape, pattern and dtype; its arrays are the plan's own, NULL where the form has no use for them */
-    int64_t
-        units; /* what threads share: groups, rows, strips, fours of strips, or rows of blocks */
+    /* Shape, pattern and dtype. Its arrays are the plan's own, NULL where the form has no use for them. */
+    gsp_matrix matrix;
+    /* What threads share: groups, rows, strips, fours of strips, or rows of blocks. */
+    int64_t units;
     uint64_t bytes, entries, slots;
 
     /* All but GSPI_STORED. Unit u has the items [start[u], start[u + 1]). An item is
@@ -67,10 +67,10 @@ struct gsp_plan {
     uint32_t *tables;
     uint32_t *row_map; /* place -> row; NULL for the natural order */
 
-    /* The kernel's x: as given, or copied to the stack, bank after bank, with zeros up to x_size. */
+    /* Whether the kernel's x is a copy: columns 0, x_banks, 2 * x_banks, .., then 1, 1 + x_banks, ..,
+     * then zeros up to x_size. */
     bool copy_x;
-    uint32_t
-        x_banks; /* copied so that column b + i * x_banks follows its bank's i before; 1: as it lies */
+    uint32_t x_banks;
     int64_t x_size;
 };
 

@@ -22,8 +22,8 @@ typedef struct {
 
 /* ----------------------------------------------------------------- finish */
 
-/* y[i] = activation(scale * y[i] + bias + residual[i]) along one row (bias_step and scale_step 0) or over the rows of
- * one sample (1). NULL bias, residual or scales do nothing. */
+/* y[i] = activation(scales[i * step] * y[i] + bias[i * step] + residual[i]), along one row (step 0) or over the rows
+ * of one sample (step 1). NULL scales, bias or residual do nothing. */
 #define FINISH(name, type, exp_, tanh_, erf_)                                                      \
     static void finish_##name(type *y, int64_t count, const float *scales, const type *bias,       \
                               int64_t step, const type *residual, gsp_activation activation) {     \
