@@ -116,25 +116,34 @@ static void exchange_rows(const gspi_grid *grid, const int32_t *count, int64_t *
     }
 }
 
-/* Fills row_order with the rows in this order. above[row] is the count of a row to sort by. */
-static gsp_status order_rows(gsp_context *context, const gspi_grid *grid, gspi_order order,
-                             const int64_t *above, float threshold, uint32_t *row_order) {
+/* Fills row_order with the rows of a task in one of the orders. */
+static gsp_status order_rows(gsp_context *context, const gspi_task *work, gspi_order order,
+                             uint32_t *row_order) {
+    const gspi_grid *grid = &work->grid;
     if (order == GSPI_ORDER_NATURAL) {
         for (int64_t p = 0; p < grid->rows; p++) row_order[p] = (uint32_t)p;
         return GSP_OK;
     }
-    GSP_TRY(gspi_sort_rows(context, above, grid->rows, true, row_order));
-    if (order != GSPI_ORDER_BY_BANKS) return GSP_OK;
-
-    int32_t *count = gspi_alloc(context, (size_t)(grid->rows * grid->banks), sizeof *count);
-    int64_t *totals = gspi_calloc(context, (size_t)(grid->groups * grid->banks), sizeof *totals);
-    if (count != NULL && totals != NULL) {
-        count_banks(grid, threshold, count);
+    const bool inclusive = order != GSPI_ORDER_BY_COUNT, by_banks = order == GSPI_ORDER_BY_BANKS;
+    const size_t cells = by_banks ? (size_t)(grid->rows * grid->banks) : 0;
+    const size_t sums = by_banks ? (size_t)(grid->groups * grid->banks) : 0;
+    int64_t *key = gspi_alloc(context, (size_t)grid->rows, sizeof *key);
+    int32_t *count = gspi_alloc(context, cells, sizeof *count);
+    int64_t *totals = gspi_calloc(context, sums, sizeof *totals);
+    gsp_status status = key && count && totals ? GSP_OK : GSP_ERROR_MEMORY;
+    if (status == GSP_OK) {
+        for (int64_t row = 0; row < grid->rows; row++)
+            key[row] = work->above[row] + (inclusive ? work->equal[row] : 0);
+        status = gspi_sort_rows(context, key, grid->rows, true, row_order);
+    }
+    if (status == GSP_OK && by_banks) {
+        count_banks(grid, work->threshold, count);
         exchange_rows(grid, count, totals, row_order);
     }
+    gspi_free(context, key);
     gspi_free(context, count);
     gspi_free(context, totals);
-    return count != NULL && totals != NULL ? GSP_OK : GSP_ERROR_MEMORY;
+    return status;
 }
 
 /* Sets the bundles that the first look at each group starts from: by its scores above the
@@ -142,7 +151,7 @@ static gsp_status order_rows(gsp_context *context, const gspi_grid *grid, gspi_o
 static void guess_bundles(const gspi_task *work, const gspi_grid *grid, gspi_ladder *ladders) {
     int64_t above = 0, equal = 0;
     for (int64_t row = 0; row < grid->rows; row++) {
-        above += work->above[row] - (work->inclusive ? work->equal[row] : 0);
+        above += work->above[row];
         equal += work->equal[row];
     }
     const double part =
@@ -151,8 +160,7 @@ static void guess_bundles(const gspi_task *work, const gspi_grid *grid, gspi_lad
         double scores = 0;
         for (int64_t place = 0; place < gspi_rows_of_group(grid, group); place++) {
             const int64_t row = gspi_row(grid, group, place);
-            scores += (double)(work->above[row] - (work->inclusive ? work->equal[row] : 0));
-            scores += part * (double)work->equal[row];
+            scores += (double)work->above[row] + part * (double)work->equal[row];
         }
         ladders[group].bundles = (int64_t)(scores / (double)ladders[group].size + 0.5);
     }
@@ -207,11 +215,7 @@ gsp_status gspi_survey_task(gsp_context *context, gspi_task *work, gsp_method me
         for (gspi_order order = 0; order < GSPI_ORDERS && status == GSP_OK; order++) {
             double value = 0;
             gspi_survey *survey = NULL;
-            if (order == GSPI_ORDER_BY_COUNT || order == GSPI_ORDER_BY_INCLUSIVE_COUNT) {
-                work->inclusive = order == GSPI_ORDER_BY_INCLUSIVE_COUNT;
-                gspi_count_above(work);
-            }
-            status = order_rows(context, &work->grid, order, work->above, work->threshold, tried);
+            status = order_rows(context, work, order, tried);
             if (status == GSP_OK)
                 status = survey_order(context, work, tried, method, &survey, &value);
             if (status != GSP_OK) break;

@@ -115,7 +115,7 @@ static gsp_status count_above(void *argument, int64_t row, int worker) {
         above += scores[col] > work->threshold;
         equal += scores[col] == work->threshold;
     }
-    work->above[row] = above + (work->inclusive ? equal : 0);
+    work->above[row] = above;
     work->equal[row] = equal;
     return GSP_OK;
 }

@@ -8,25 +8,28 @@
 /* One choice at work. */
 typedef struct {
     gsp_choice *choice;
+    int64_t index; /* which of the choices */
+    int workers;   /* threads for its rows */
     gspi_grid grid;
     int64_t *bank_begin;
-    int64_t *above;      /* per row: scores above the threshold, or equal to it if inclusive */
+
+    float threshold;     /* what an irregular mask of the whole budget would keep from on */
+    int64_t *above;      /* per row: scores above the threshold */
     int64_t *equal;      /* per row: scores equal to it */
+    int64_t share;       /* nonzeros that the threshold gives this choice */
     uint32_t *row_order; /* order of the groups: chosen, given or NULL */
-    gspi_survey *survey; /* groups of several rows that keep per_row < banks each */
-    gspi_ladder *ladders; /* the survey's, or own */
-    int64_t count;
-    double *gains; /* of own ladders */
-    float *sorted; /* per worker, a row of cells */
-    int32_t *counts; /* per worker, 2 x banks */
-    double *row_score;
-    int64_t *row_kept;
-    int workers;
-    int64_t index, share; /* which choice, and what the threshold gives it */
-    int64_t spare, excess; /* nonzeros by which whole bundles miss max_keep and min_keep */
+
+    gspi_survey *survey;   /* groups of several rows that keep per_row < banks each */
+    gspi_ladder *ladders;  /* the survey's, or own */
+    int64_t count;         /* of ladders */
+    double *gains;         /* of own ladders */
+    float *sorted;         /* per worker: the cells of a row */
+    int32_t *counts;       /* per worker: 2 x banks */
     bool alone;            /* irregular, and the threshold is the whole answer */
-    float threshold;
-    bool inclusive;
+    int64_t spare, excess; /* nonzeros by which whole bundles miss max_keep and min_keep */
+
+    double *row_score; /* per row: what its mask keeps */
+    int64_t *row_kept;
 } gspi_task;
 
 static inline bool gspi_is_empty(const gsp_choice *choice) {
