@@ -154,14 +154,17 @@ def group_values(scores, pattern):
     kept = []
     if blocks:
         cost = np.concatenate(costs)
+        # The solver's tolerance is absolute: bring the scores to a size where it is as good as none.
+        scale = 2.0 ** (10 - np.frexp(cost.max())[1])
         solution = linprog(
-            -cost,
+            -cost * scale,
             A_ub=scipy.sparse.block_diag([b for _, b in blocks], format="csr"),
             b_ub=np.concatenate(bank_sums),
             A_eq=scipy.sparse.block_diag([r for r, _ in blocks], format="csr"),
             b_eq=np.concatenate(row_sums),
             bounds=(0, 1),
             method="highs-ds",
+            options={"dual_feasibility_tolerance": 1e-10},
         )
         assert solution.status == 0, solution.message
         assert np.abs(solution.x - np.round(solution.x)).max() < 1e-6
