@@ -319,7 +319,10 @@ class Matrix:
 
     @property
     def nnz(self) -> int:
-        """Elements that are kept, whatever their value; places that only fill up are not counted."""
+        """Elements that are stored, whatever their value: for N:M all slots, as in `mask`.
+
+        Places outside the matrix, in short groups and in blocks at the edge, do not count.
+        """
         return self._values.size
 
     @property
