@@ -243,8 +243,11 @@ def _operand(x: npt.ArrayLike, dtype: np.dtype[Any], name: str) -> Array:
     return array if array.flags.aligned else array.copy()
 
 
+_FLOAT64, _FLOAT32 = np.dtype(np.float64), np.dtype(np.float32)
+
+
 def _dtype_of(matrix: Matrix) -> np.dtype[Any]:
-    return np.dtype(np.float64 if matrix.dtype == np.float64 else np.float32)
+    return _FLOAT64 if matrix.dtype == _FLOAT64 else _FLOAT32
 
 
 def multiply(matrix: Matrix, x: npt.ArrayLike) -> Array:
@@ -332,14 +335,20 @@ def linear(
     if number is None:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
     dtype = _dtype_of(matrix)
-    array = np.ascontiguousarray(_operand(x, dtype, "x")) if np.ndim(x) else np.asarray(x)
-    if array.ndim == 0 or array.shape[-1] != matrix.shape[1]:
-        raise ValueError(
-            f"x must have shape [..., {matrix.shape[1]}] for a matrix of shape {list(matrix.shape)}, "
-            f"got {list(array.shape)}"
-        )
+    plan: Plan | None = matrix._plans.get((_chosen.get(), False))
+    array: Array
+    if type(x) is np.ndarray and plan is not None and plan.takes(x):
+        array = x
+    else:
+        array = np.asarray(x)
+        if array.ndim == 0 or array.shape[-1] != matrix.shape[1]:
+            raise ValueError(
+                f"x must have shape [..., {matrix.shape[1]}] for a matrix of shape "
+                f"{list(matrix.shape)}, got {list(array.shape)}"
+            )
+        array = np.ascontiguousarray(_operand(array, dtype, "x"))
     if bias is not None:
         bias = np.ascontiguousarray(_operand(bias, dtype, "bias"))
     if residual is not None:
         residual = np.ascontiguousarray(_operand(residual, dtype, "residual"))
-    return plan_for(matrix).linear(array, bias, number, residual, out)
+    return (plan or plan_for(matrix)).linear(array, bias, number, residual, out)

@@ -99,13 +99,14 @@ static PyObject *multiply(PyObject *object, PyObject *argument) {
     return y ? run(self, x, shape[1], y, NULL) : NULL;
 }
 
-/* Whether multiply takes x [cols] as it is, in one question. */
+/* Whether x [..., cols] needs no copy, in one question. */
 static PyObject *takes(PyObject *object, PyObject *argument) {
     const plan_object *self = (const plan_object *)object;
     if (self->columns || !PyArray_Check(argument)) Py_RETURN_FALSE;
     PyArrayObject *x = (PyArrayObject *)argument;
-    return PyBool_FromLong(PyArray_TYPE(x) == self->typenum && PyArray_NDIM(x) == 1 &&
-                           PyArray_DIM(x, 0) == self->cols && PyArray_IS_C_CONTIGUOUS(x) &&
+    const int ndim = PyArray_NDIM(x);
+    return PyBool_FromLong(PyArray_TYPE(x) == self->typenum && ndim > 0 &&
+                           PyArray_DIM(x, ndim - 1) == self->cols && PyArray_IS_C_CONTIGUOUS(x) &&
                            PyArray_ISALIGNED(x) && PyArray_ISNOTSWAPPED(x));
 }
 
@@ -212,7 +213,7 @@ static PyGetSetDef plan_getset[] = {
 
 static PyMethodDef plan_methods[] = {
     {"multiply", multiply, METH_O, "y = W x for x [cols], or x [cols, n] with a plan for columns."},
-    {"takes", takes, METH_O, "Whether multiply takes this x [cols] without a copy."},
+    {"takes", takes, METH_O, "Whether x [..., cols] needs no copy."},
     {"linear", (PyCFunction)(void (*)(void))linear, METH_FASTCALL,
      "linear(x, bias, activation, residual, out): x [..., cols] -> [..., rows]."},
     {NULL, NULL, 0, NULL},
