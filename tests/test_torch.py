@@ -589,7 +589,7 @@ def test_linear_inputs_of_all_kinds():
         half = compact(x.T.bfloat16())
         assert half.dtype == torch.bfloat16
         assert torch.allclose(half.float(), layer(x.T.bfloat16().float()), rtol=0.01, atol=0.01)
-        with pytest.raises(ValueError, match="must be 48"):
+        with pytest.raises(ValueError, match="must have 48 elements, got 47"):
             compact(torch.randn(3, 47))
         with pytest.raises(RuntimeError, match="on the CPU"):
             compact(torch.randn(3, 48, device="meta"))
@@ -661,6 +661,14 @@ def test_convert():
         convert(mlp())
     with pytest.raises(ValueError, match="keep_dense"):
         convert(model, keep_dense="no")
+
+
+def test_converted_models_compile():
+    fast = convert(prune_(mlp(), "gs(16,16)", 0.75), keep_dense=False)
+    compiled = torch.compile(fast, backend="eager")
+    x = torch.randn(3, 48)
+    with torch.no_grad():
+        assert torch.equal(compiled(x), fast(x))
 
 
 def test_convert_what_was_pruned_elsewhere():

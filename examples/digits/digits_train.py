@@ -39,7 +39,7 @@ def train(
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     pruner = None
     if pattern is not None:
-        schedule = cubic(0, steps // 2, every=max(1, steps // 40))
+        schedule = cubic(0, steps // 2, every=20)
         pruner = Pruner(model, pattern, sparsity, optimizer=optimizer, schedule=schedule)
     model.train()
     for _ in range(epochs):

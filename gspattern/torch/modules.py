@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
@@ -10,9 +11,10 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from gspattern import _core
 from gspattern.matrices import Matrix, encode
 from gspattern.patterns import Pattern
-from gspattern.plans import get_num_threads, linear, set_num_threads
+from gspattern.plans import plan_for, set_num_threads
 from gspattern.torch.targets import ATTRIBUTE, PrunedWeight, carried
 
 
@@ -42,13 +44,14 @@ class GSLinear(nn.Module):
         super().__init__()
         self.matrix = matrix
         self.out_features, self.in_features = matrix.shape
+        # Kernels add in float32 (float64), whatever the type of the values.
+        self._compute = _compute_dtype(matrix)
         if bias is not None:
             if tuple(bias.shape) != (self.out_features,):
                 raise ValueError(
                     f"bias must have shape ({self.out_features},), got {tuple(bias.shape)}"
                 )
-            # Kernels add in float32 (float64), whatever the type of the values.
-            bias = bias.detach().to("cpu", _compute_dtype(matrix), copy=True)
+            bias = bias.detach().to("cpu", self._compute, copy=True)
         self.register_buffer("bias", bias)
 
     @classmethod
@@ -131,24 +134,34 @@ class GSLinear(nn.Module):
         ValueError
             If the last dimension of `x` is not K.
         """
+        if torch.compiler.is_compiling():
+            # A compiled model calls the kernels from between its graphs. (Nothing is imported for it before.)
+            uncompiled: Callable[[torch.Tensor], torch.Tensor]
+            uncompiled = torch.compiler.disable(self._multiply)  # type: ignore[no-untyped-call]
+            return uncompiled(x)
+        return self._multiply(x)
+
+    def _multiply(self, x: torch.Tensor) -> torch.Tensor:
         if x.requires_grad and torch.is_grad_enabled():
             raise RuntimeError(
                 "GSLinear is for inference and has no gradient: use torch.no_grad(), "
                 "or train the pruned dense model and convert it afterwards"
             )
-        if x.device.type != "cpu":
+        if not x.is_cpu:
             raise RuntimeError(f"GSLinear runs on the CPU, got a tensor on {x.device}: use x.cpu()")
-        if x.shape[-1:] != (self.in_features,):
-            raise ValueError(
-                f"the last dimension of x must be {self.in_features}, got shape {tuple(x.shape)}"
-            )
         threads = torch.get_num_threads()
-        if threads != get_num_threads():
+        if threads != _core.get_num_threads():
             set_num_threads(threads)
-        compute = _compute_dtype(self.matrix)
-        array = x.detach().to(compute).contiguous().numpy()
-        bias = None if self.bias is None else self.bias.to(compute).numpy()
-        return torch.from_numpy(linear(self.matrix, array, bias=bias)).to(x.dtype)
+        # Small layers take two microseconds: what follows converts nothing that is right already.
+        compute = self._compute
+        given = x.detach() if x.dtype is compute else x.detach().to(compute)
+        array = given.contiguous().numpy()
+        bias = self._buffers["bias"]
+        if bias is not None and bias.dtype is not compute:
+            bias = bias.to(compute)
+        addend = None if bias is None else bias.numpy()
+        y = torch.from_numpy(plan_for(self.matrix).linear(array, addend, 0, None, None))
+        return y if x.dtype is compute else y.to(x.dtype)
 
     def extra_repr(self) -> str:
         m = self.matrix
@@ -169,6 +182,7 @@ class GSLinear(nn.Module):
             key: array_of(value) for key, value in state.items() if isinstance(value, torch.Tensor)
         }
         self.matrix = Matrix.from_arrays(state["pattern"], shape, **arrays)
+        self._compute = _compute_dtype(self.matrix)
 
 
 def matrices(model: nn.Module) -> dict[str, Matrix | npt.NDArray[Any]]:
