@@ -86,7 +86,7 @@ def plot_mask(
     ax: Axes | None = None,
     title: str | None = None,
 ) -> Axes:
-    """Draws a mask with its banks coloured; the parameters of `mask_image`, the axes and a title.
+    """Draw a mask with its banks coloured; the parameters of `mask_image`, the axes and a title.
 
     Groups of more than one row are set apart by lines while there are few enough to be seen.
     """
@@ -111,7 +111,7 @@ def plot_tradeoff(
     xlabel: str = "bytes on disk",
     ylabel: str = "accuracy",
 ) -> Axes:
-    """Draws accuracy against size, or any quality against any cost.
+    """Draw accuracy against size, or any quality against any cost.
 
     Parameters
     ----------

@@ -663,6 +663,21 @@ def test_convert():
         convert(model, keep_dense="no")
 
 
+def test_layers_that_others_look_into_stay_dense(caplog):
+    attention = nn.MultiheadAttention(32, 4, batch_first=True)
+    model = prune_(attention, "gs(16,16)", 0.75, include=["out_proj"])
+    x = torch.randn(2, 3, 32)
+    with pytest.raises(ValueError, match="nothing to convert"):
+        convert(model)
+    both = prune_(nn.Sequential(nn.Linear(32, 32), attention), "gs(16,16)", 0.75, include=["*"])
+    with caplog.at_level(logging.INFO, "gspattern"):
+        fast = convert(both, keep_dense=False)
+    assert "1.out_proj stays dense: NonDynamicallyQuantizableLinear" in caplog.text
+    assert type(fast[0]) is GSLinear
+    with torch.no_grad():
+        assert torch.equal(fast[1](x, x, x)[0], both[1](x, x, x)[0])
+
+
 def test_converted_models_compile():
     fast = convert(prune_(mlp(), "gs(16,16)", 0.75), keep_dense=False)
     compiled = torch.compile(fast, backend="eager")

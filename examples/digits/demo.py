@@ -117,7 +117,7 @@ def save(models: dict[str, nn.Module], out: Path) -> dict[str, Path]:
 
 
 def check(models: dict[str, nn.Module], files: dict[str, Path], data: Digits, out: Path) -> None:
-    """Runs all files in a process that has no torch, and holds the outputs against torch's."""
+    """Run all files in a process that has no torch, and hold the outputs against torch's."""
     np.save(out / "inputs.npy", data.x_test)
     command = [sys.executable, digits_run.__file__, out / "inputs.npy", out / "outputs.npz"]
     subprocess.run([*map(str, command), *map(str, files.values())], check=True)
@@ -151,7 +151,7 @@ def time_all(
     results: dict[str, Result],
     rounds: int,
 ) -> dict[str, tuple[float, float]]:
-    """Fills in the microseconds per sample, one sample at a time, all contenders in turns.
+    """Fill in the microseconds per sample, one sample at a time, all contenders in turns.
 
     Returns
     -------

@@ -31,7 +31,7 @@ def train(
     sparsity: float = 0.9,
     lr: float = 1e-3,
 ) -> nn.Module:
-    """Trains `model` in place with Adam, and with a pattern prunes it: the masks grow over the first half."""
+    """Train `model` in place with Adam, and with a pattern prune it: the masks grow over the first half."""
     generator = torch.Generator().manual_seed(seed)
     x, y = torch.from_numpy(data.x_train), torch.from_numpy(data.y_train)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, weight_decay=1e-4)

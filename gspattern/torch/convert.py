@@ -108,6 +108,8 @@ def _layers(model: nn.Module, pattern: Patterns | None) -> dict[str, Pattern | N
     for name, module in model.named_modules(remove_duplicate=False):
         # A subclass with a forward of its own, or one whose weight others read, is not simply a product.
         if type(module) is not nn.Linear:
+            if carried(module):
+                logger.info("%s stays dense: %s is not converted", name, type(module).__name__)
             continue
         if "weight" in carried(module):
             chosen[name] = None

@@ -43,9 +43,7 @@ class _Entry:
     target: Target
     pattern: Pattern  # resolved
     pruned: PrunedWeight | None = None
-    bits: torch.Tensor | None = (
-        None  # of the parameter's shape: all ones to keep, 0 to hold at zero
-    )
+    bits: torch.Tensor | None = None  # the parameter's shape: all ones to keep, 0 to hold at zero
     saved: torch.Tensor | None = None  # the values that were dropped, for as long as masks change
     kept: float = 1.0  # the score kept, relative to the irregular mask of the same count
     empty_rows: int = 0
@@ -189,7 +187,7 @@ class Pruner:
 
     @torch.no_grad()
     def apply(self) -> None:
-        """Puts zeros wherever weights are masked: in the weights and in the optimiser's state.
+        """Put zeros wherever weights are masked: in the weights and in the optimiser's state.
 
         `step()` does it; call it yourself after anything else that writes weights.
         """
@@ -218,8 +216,8 @@ class Pruner:
 
     @torch.no_grad()
     def rewind(self) -> nn.Module:
-        """Puts every parameter and buffer of the model back to its value at construction, with the masks kept,
-        and clears the optimiser's state: the lottery ticket of Frankle and Carbin (arXiv 1803.03635).
+        """Put every parameter and buffer of the model back to its value at construction, with the masks kept,
+        and clear the optimiser's state: the lottery ticket of Frankle and Carbin (arXiv 1803.03635).
 
         Returns
         -------
@@ -247,7 +245,7 @@ class Pruner:
 
     @torch.no_grad()
     def finalize(self) -> nn.Module:
-        """Fixes the masks as they are now, forgets all that only training needs, and returns the model."""
+        """Fix the masks as they are now, forget all that only training needs, and return the model."""
         if self.schedule is not None and self.steps < self.schedule.end:
             logger.warning(
                 "finalized at step %d, before the schedule's end at step %d: "
@@ -319,7 +317,7 @@ class Pruner:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on where the Pruner that gave `state` was; load model and optimiser too, before or after.
+        """Go on where the Pruner that gave `state` was; load model and optimiser too, before or after.
 
         Raises
         ------
@@ -448,7 +446,7 @@ class Pruner:
 
     @torch.no_grad()
     def _update(self, step: int) -> None:
-        """Chooses the masks anew if the schedule says so at this step."""
+        """Choose the masks anew if the schedule says so at this step."""
         if self.schedule is None:
             return
         sparsity = self.schedule(step, 1.0 if self.sparsity is None else self.sparsity)
@@ -475,7 +473,7 @@ class Pruner:
         mask: npt.NDArray[np.bool_],
         row_order: npt.NDArray[np.integer] | None,
     ) -> None:
-        """Takes a mask in the matrix view, and sets aside what it drops."""
+        """Take a mask in the matrix view, and set aside what it drops."""
         entry.pruned = PrunedWeight(entry.pattern, mask, row_order)
         entry.target.attach(entry.pruned)
         entry.empty_rows = int((~mask.any(axis=1)).sum())
@@ -485,13 +483,13 @@ class Pruner:
         self._save(entry)
 
     def _save(self, entry: _Entry) -> None:
-        """Sets the values aside that the mask drops."""
+        """Set the values aside that the mask drops."""
         assert entry.bits is not None
         entry.saved = entry.target.parameter.detach().clone()
         _and(entry.saved, ~entry.bits)
 
     def _unmask(self, entry: _Entry) -> None:
-        """Gives the dropped weights back the values that they had, if these are still known."""
+        """Give the dropped weights back the values that they had, if these are still known."""
         if entry.bits is not None and entry.saved is not None:
             parameter = entry.target.parameter
             saved = entry.saved.to(parameter)
@@ -506,7 +504,7 @@ def prune_(
     exclude: Sequence[str] | None = None,
     **options: Any,
 ) -> M:
-    """Prunes a model once, in place, and returns it.
+    """Prune a model once, in place, and return it.
 
     Parameters
     ----------
@@ -533,7 +531,7 @@ def magnitude(name: str, parameter: torch.Tensor) -> torch.Tensor:
 
 
 def _and(tensor: torch.Tensor, bits: torch.Tensor) -> None:
-    """Puts 0 where `bits` is 0, in place. A mask over bits is as fast as memory, and it leaves neither NaN nor -0."""
+    """Put 0 where `bits` is 0, in place. A mask over bits is as fast as memory, and it leaves neither NaN nor -0."""
     integers = INTEGERS[tensor.element_size()]
     tensor.detach().view(integers).bitwise_and_(bits.to(tensor.device, integers))
 

@@ -59,7 +59,7 @@ class Target:
         return cast(nn.Parameter, getattr(module, attribute))
 
     def attach(self, pruned: PrunedWeight) -> None:
-        """Notes on every owner what was pruned."""
+        """Note on every owner what was pruned."""
         for module, attribute in self.owners:
             # A new dict each time: a copy of the model never shares it.
             setattr(module, ATTRIBUTE, {**carried(module), attribute: pruned})
