@@ -390,7 +390,7 @@ def choose_masks(
     except PatternError:
         raise PatternError(
             f"sparsity {sparsity} asks for {keep} nonzeros of {total}, which the patterns and the limits of the "
-            "matrices do not allow; widen min_sparsity, max_sparsity, min_per_group or max_per_group"
+            "matrices do not allow in whole bundles; widen min_sparsity, max_sparsity, min_per_group or max_per_group"
         ) from None
     chosen = {}
     for name, (matrix, *_), result in zip(resolved, choices, results, strict=True):
@@ -412,7 +412,7 @@ def _as_scores(scores: Any, name: str) -> npt.NDArray[np.float32]:
         )
     if scores.dtype != np.float32 or not scores.dtype.isnative:
         raise TypeError(
-            f"{name} must be native float32, got {scores.dtype.str}; use .astype(np.float32)"
+            f"{name} must be native float32, got {scores.dtype}; use .astype(np.float32)"
         )
     return np.require(scores, requirements=("C", "A"))
 
@@ -633,7 +633,7 @@ def verify(selection: Selection, scores: npt.NDArray[np.float32]) -> Verdict:
         )
     problems = list(_broken_rules(selection))
     score = float(np.sum(scores, dtype=np.float64, where=selection.mask))
-    slack = ROUNDING * max(abs(score), abs(selection.score))
+    slack = ROUNDING * max(abs(score), abs(selection.score), float(scores.max(initial=0.0)))
     if abs(score - selection.score) > slack:
         problems.append(f"the score is {score!r}, not {selection.score!r}")
     prices = selection.prices

@@ -148,6 +148,46 @@ static void set_own_limits(gspi_task *work) {
     }
 }
 
+/* A bound for any selection within the budget and the limits: the Lagrangian at the price per nonzero
+ * of the first bundle left out, with `left` nonzeros of the budget not spent. */
+static double lagrangian(const gspi_task *tasks, size_t count, const gspi_ladder *all,
+                         int64_t total, int64_t left) {
+    double price = 0, bound = 0;
+    for (int64_t i = 0; i < total; i++) {
+        const gspi_ladder *ladder = &all[i];
+        if (ladder->bundles < ladder->ceiling)
+            price =
+                fmax(price, ladder->gain[ladder->bundles - ladder->first] / (double)ladder->size);
+    }
+    for (int64_t i = 0; i < total; i++) {
+        const gspi_ladder *ladder = &all[i];
+        int64_t bundles = ladder->bundles;
+        /* Bundles that lower the score are taken for the budget's sake; the bound owes them nothing. */
+        while (bundles > ladder->floor && ladder->gain[bundles - 1 - ladder->first] < 0) bundles--;
+        bound += gspi_ladder_value(ladder, bundles);
+    }
+    bound += (double)left * price;
+    for (size_t i = 0; i < count; i++) {
+        if (tasks[i].spare > 0)
+            bound += (double)tasks[i].spare * fmax(0, beyond_ceiling(&tasks[i]) - price);
+        if (tasks[i].excess > 0)
+            bound += (double)tasks[i].excess * fmax(0, price - below_floor(&tasks[i]));
+    }
+    return bound;
+}
+
+static bool within_limits(const gspi_task *tasks, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        const gsp_choice *choice = tasks[i].choice;
+        int64_t kept = 0;
+        for (int64_t g = 0; g < tasks[i].count; g++)
+            kept += tasks[i].ladders[g].bundles * tasks[i].ladders[g].size;
+        if (kept < choice->min_keep || (choice->max_keep >= 0 && kept > choice->max_keep))
+            return false;
+    }
+    return true;
+}
+
 /* Bundles of all in order of score per nonzero, within each matrix's own limits. */
 gsp_status gspi_solve_many(gsp_context *context, gspi_task *tasks, size_t count, int64_t keep,
                            double *bound) {
@@ -169,25 +209,11 @@ gsp_status gspi_solve_many(gsp_context *context, gspi_task *tasks, size_t count,
             memcpy(tasks[i].ladders, all + at, (size_t)tasks[i].count * sizeof *all);
             at += tasks[i].count;
         }
-        /* The Lagrangian at the price of the first bundle left out is a bound for any selection. */
-        double price = 0;
-        *bound = 0;
-        for (int64_t i = 0; i < total; i++) {
-            const gspi_ladder *ladder = &all[i];
-            *bound += gspi_ladder_value(ladder, ladder->bundles);
-            if (ladder->bundles < ladder->ceiling)
-                price = fmax(price,
-                             ladder->gain[ladder->bundles - ladder->first] / (double)ladder->size);
-        }
-        *bound += (double)(keep - kept) * price;
-        for (size_t i = 0; i < count; i++) {
-            if (tasks[i].spare > 0)
-                *bound += (double)tasks[i].spare * fmax(0, beyond_ceiling(&tasks[i]) - price);
-            if (tasks[i].excess > 0)
-                *bound += (double)tasks[i].excess * fmax(0, price - below_floor(&tasks[i]));
-        }
+        *bound = lagrangian(tasks, count, all, total, keep - kept);
         status = grow(tasks, count, &grown);
-        if (status == GSP_OK && !grown && kept > keep) status = GSP_ERROR_BUDGET;
+        /* Whole bundles may miss limits that are closer together than a bundle. */
+        if (status == GSP_OK && !grown && !(kept <= keep && within_limits(tasks, count)))
+            status = GSP_ERROR_BUDGET;
     }
     gspi_free(context, all);
     return status;

@@ -22,6 +22,7 @@ typedef enum {
     GSPI_ORDER_NATURAL,
     GSPI_ORDER_BY_COUNT,           /* of the scores above the threshold */
     GSPI_ORDER_BY_INCLUSIVE_COUNT, /* of those not below it */
+    GSPI_ORDER_DESCENDING,         /* the same, so that a short last group has the fewest */
     GSPI_ORDER_BY_BANKS,
     GSPI_ORDERS
 } gspi_order;
@@ -116,9 +117,10 @@ static void exchange_rows(const gspi_grid *grid, const int32_t *count, int64_t *
     }
 }
 
-/* Fills row_order with the rows of a task in one of the orders. */
+/* Fills row_order with the rows of a task in one of the orders; by banks starts from ascending or
+ * descending counts. */
 static gsp_status order_rows(gsp_context *context, const gspi_task *work, gspi_order order,
-                             uint32_t *row_order) {
+                             bool ascending, uint32_t *row_order) {
     const gspi_grid *grid = &work->grid;
     if (order == GSPI_ORDER_NATURAL) {
         for (int64_t p = 0; p < grid->rows; p++) row_order[p] = (uint32_t)p;
@@ -134,7 +136,7 @@ static gsp_status order_rows(gsp_context *context, const gspi_task *work, gspi_o
     if (status == GSP_OK) {
         for (int64_t row = 0; row < grid->rows; row++)
             key[row] = work->above[row] + (inclusive ? work->equal[row] : 0);
-        status = gspi_sort_rows(context, key, grid->rows, true, row_order);
+        status = gspi_sort_rows(context, key, grid->rows, ascending, row_order);
     }
     if (status == GSP_OK && by_banks) {
         count_banks(grid, work->threshold, count);
@@ -212,15 +214,19 @@ gsp_status gspi_survey_task(gsp_context *context, gspi_task *work, gsp_method me
     } else {
         uint32_t *tried = gspi_alloc(context, (size_t)work->choice->rows, sizeof *tried);
         gsp_status status = tried != NULL ? GSP_OK : GSP_ERROR_MEMORY;
+        bool ascending = true;
         for (gspi_order order = 0; order < GSPI_ORDERS && status == GSP_OK; order++) {
+            const bool descending = order == GSPI_ORDER_DESCENDING;
+            if (descending && work->grid.rows % work->grid.group_rows == 0) continue;
             double value = 0;
             gspi_survey *survey = NULL;
-            status = order_rows(context, work, order, tried);
+            status = order_rows(context, work, order, ascending && !descending, tried);
             if (status == GSP_OK)
                 status = survey_order(context, work, tried, method, &survey, &value);
             if (status != GSP_OK) break;
             if (work->survey == NULL || value > best) {
                 best = value;
+                ascending = !descending;
                 gspi_survey_destroy(work->survey);
                 work->survey = survey;
                 uint32_t *swap = work->row_order;
