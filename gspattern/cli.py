@@ -11,8 +11,10 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import safetensors
+import safetensors.numpy
 
-from gspattern.files import load_file, save_file
+from gspattern.files import load_file, read_metadata, save_file
 from gspattern.masks import check as check_mask
 from gspattern.masks import choose_mask
 from gspattern.matrices import Matrix, as_matrix, encode, from_matrix
@@ -91,8 +93,8 @@ def check(
 ) -> None:
     """Say whether the zeros of weights have a pattern; exit status 1 if not.
 
-    Rows of a dense tensor are taken in their natural order: only a compact file knows the order that
-    scatter has chosen.
+    Rows of a dense tensor are taken in their natural order:
+    only a compact file knows the order that scatter has chosen.
     """
     with _plain_errors():
         wanted = parse_pattern(pattern)
@@ -149,8 +151,8 @@ def prune(
 ) -> None:
     """Prune the weights of a file once, by magnitude, each to the same sparsity.
 
-    Weights are all floating-point tensors of two to four dimensions. Mind embeddings, the first convolution and the
-    last layer, which are best left dense: --exclude them.
+    Weights are all floating-point tensors of two to four dimensions.
+    Embeddings, the first convolution and the last layer are best left dense: --exclude them.
     """
     with _plain_errors():
         wanted = parse_pattern(pattern)
@@ -170,9 +172,9 @@ def prune(
             rows.append(row)
             result[name] = _masked(weight, matrix) if dense else matrix
         if dense:
-            _save_dense(result, target)
+            _save_dense(result, target, _notes(source))
         else:
-            save_file(result, target)
+            save_file(result, target, _notes(source))
     report = Report(tuple(rows))
     table = Table()
     head, *lines, total = report.cells()
@@ -217,10 +219,16 @@ def _masked(weight: npt.NDArray[Any], matrix: Matrix) -> npt.NDArray[Any]:
     return np.ascontiguousarray(from_matrix(matrix.to_dense(), weight.shape))
 
 
-def _save_dense(tensors: Arrays, target: Path) -> None:
-    from safetensors.numpy import save_file as save_arrays
+def _notes(file: Path) -> dict[str, str]:
+    """The metadata of a file, such as the "format" that other programs ask for."""
+    with safetensors.safe_open(file, framework="np") as opened:
+        notes: dict[str, str] = opened.metadata() or {}
+    return read_metadata(file) if "gspattern" in notes else notes
 
-    save_arrays({name: np.asarray(array) for name, array in tensors.items()}, target)
+
+def _save_dense(tensors: Arrays, target: Path, notes: dict[str, str]) -> None:
+    arrays = {name: np.asarray(array) for name, array in tensors.items()}
+    safetensors.numpy.save_file(arrays, target, notes or None)
 
 
 def _weights(tensors: Arrays, include: list[str] | None, exclude: list[str] | None) -> Arrays:

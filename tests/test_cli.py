@@ -6,8 +6,10 @@ import re
 import subprocess
 import sys
 
+import ml_dtypes
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
 
@@ -29,7 +31,7 @@ def dense(tmp_path):
         "half.weight": rng.standard_normal((16, 32)).astype(np.float16),
         "steps": np.array(7),
     }
-    save_arrays(tensors, tmp_path / "dense.safetensors")
+    save_arrays(tensors, tmp_path / "dense.safetensors", metadata={"format": "pt"})
     return tmp_path / "dense.safetensors", tensors
 
 
@@ -81,6 +83,24 @@ def test_prune_to_dense_tensors(dense):
         least = np.abs(array[array != 0]).min()
         assert np.abs(original[array == 0]).max() <= least
     assert np.array_equal(loaded["fc1.bias"], tensors["fc1.bias"])
+
+
+def test_bfloat16_and_notes_are_kept(dense):
+    source, tensors = dense
+    brain = tensors["fc1.weight"].astype(ml_dtypes.bfloat16)
+    save_arrays({"w": brain}, source, metadata={"format": "pt"})
+    target, _ = pruned(dense, "-p", "irregular", "-s", 0.9, "--dense")
+    loaded = gs.load_file(target)["w"]
+    assert loaded.dtype == brain.dtype
+    assert np.count_nonzero(loaded) == round(0.1 * brain.size)
+    with safe_open(target, framework="np") as opened:
+        assert opened.metadata() == {"format": "pt"}
+    target, _ = pruned(dense, "-p", "irregular", "-s", 0.9, "--force")
+    assert np.array_equal(gs.load_file(target)["w"].to_dense(), loaded)
+    assert gs.read_metadata(target) == {"format": "pt"}
+    gs.save_file({"w": brain}, source)  # one of ours, without notes
+    target, _ = pruned(dense, "-p", "irregular", "-s", 0.9, "--dense", "--force")
+    assert np.array_equal(gs.load_file(target)["w"], loaded)
 
 
 def test_convolutions_are_pruned_in_the_matrix_view(dense):

@@ -156,6 +156,22 @@ def test_global_scope_with_bundles():
     assert kept[1] / pruner.masks["2.weight"].numel() > kept[0] / pruner.masks["0.weight"].numel()
 
 
+def test_global_scope_follows_a_schedule():
+    model = mlp()
+    opt = OPTIMIZERS["sgd"](model.parameters())
+    pruner = Pruner(
+        model, "gs(8,2)", 0.9, opt, "global", cubic(0, 20, every=5), min_per_group=1
+    )  # fmt: skip
+    train(model, opt, pruner, 25)
+    kept = sum(int(mask.sum()) for mask in pruner.masks.values())
+    keep = round(0.1 * (64 * 48 + 64 * 64))
+    assert keep - 8 < kept <= keep
+    for name, mask in pruner.masks.items():
+        assert gs.check(mask.numpy(), "gs(8,2)")
+        assert (mask.reshape(16, -1).sum(dim=1) >= 8).all()
+        assert torch.count_nonzero(model.get_parameter(name)[~mask]) == 0
+
+
 def test_criterion():
     model = mlp()
     seen = []
