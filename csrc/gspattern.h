@@ -36,7 +36,7 @@ typedef enum gsp_status {
     GSP_ERROR_BUDGET = 5,      /* no valid mask has as many nonzeros as asked for */
     GSP_ERROR_MASK = 6,        /* the mask is not valid for the pattern */
     GSP_ERROR_ROW_ORDER = 7,   /* the row order is not a permutation */
-    GSP_ERROR_INDPTR = 8,      /* indptr does not start at 0, falls, or does not end at the number of bundles */
+    GSP_ERROR_INDPTR = 8,      /* indptr must start at 0, never fall, and end at units */
     GSP_ERROR_INDEX = 9,       /* an index points outside its bank or the matrix */
     GSP_ERROR_BANKS = 10,      /* two slots of a bundle share a bank */
     GSP_ERROR_DUPLICATE = 11,  /* one element is stored twice */
@@ -112,7 +112,7 @@ typedef struct gsp_choice {
     int64_t max_keep;       /*   0 and negative for no limit */
 
     uint8_t *mask;          /* rows x cols, 0 or 1 */
-    uint32_t *row_order;    /* rows; written if scatter, else read: the order of the rows, or NULL */
+    uint32_t *row_order;    /* rows; written if scatter, else read, or NULL */
     uint32_t *bundles;      /* gsp_groups; GS only, else may be NULL */
     double score;           /* sum of the scores kept */
     int64_t kept;
@@ -162,7 +162,8 @@ GSP_API gsp_status gsp_check(gsp_context *context, const uint8_t *mask, int64_t 
 /* Adds the fewest elements that make `mask` valid for the pattern, in place; bundles (may be
  * NULL) as above. GSP_ERROR_MASK with the first group that cannot hold its elements in *group. */
 GSP_API gsp_status gsp_complete(gsp_context *context, uint8_t *mask, int64_t rows, int64_t cols,
-                                const gsp_pattern *pattern, const uint32_t *row_order, int64_t *group);
+                                const gsp_pattern *pattern, const uint32_t *row_order,
+                                int64_t *group);
 
 /* ------------------------------------------------------------------ encode */
 
@@ -192,7 +193,7 @@ typedef struct gsp_matrix {
     const void *values;
     const void *indices;
     const uint32_t *indptr;
-    const uint32_t *row_order; /* rows, a permutation: grouped position -> row; NULL without scatter */
+    const uint32_t *row_order; /* rows: grouped position -> row; NULL without scatter */
     const float *scales;       /* rows; int8 only, else NULL */
 } gsp_matrix;
 
@@ -230,8 +231,8 @@ typedef struct gsp_fault {
 /* Checks all rules of docs/FORMAT.md and trusts nothing but the lengths; linear time. Reports
  * the first rule that is broken. `lengths` are those of the caller's arrays, fault may be NULL.
  * A matrix that passes may be given to every function below. */
-GSP_API gsp_status gsp_validate(gsp_context *context, const gsp_matrix *matrix, const gsp_lengths *lengths,
-                                gsp_fault *fault);
+GSP_API gsp_status gsp_validate(gsp_context *context, const gsp_matrix *matrix,
+                                const gsp_lengths *lengths, gsp_fault *fault);
 
 /* Dense weights, rows x cols: the values bit for bit, and 0 elsewhere. */
 GSP_API gsp_status gsp_decode(gsp_context *context, const gsp_matrix *matrix, void *weights);

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 class PatternError(ValueError): ...
+
 class FormatError(ValueError):
     rule: str
 
@@ -18,10 +19,16 @@ def choose(
 ) -> tuple[tuple[tuple[Any, ...], ...], tuple[Any, ...] | None, float]: ...
 def max_bundles(pattern: tuple[Any, ...], cols: int, group_rows: int, /) -> int: ...
 def check_mask(
-    mask: npt.NDArray[np.bool_], pattern: tuple[Any, ...], row_order: npt.NDArray[np.uint32] | None, /
+    mask: npt.NDArray[np.bool_],
+    pattern: tuple[Any, ...],
+    row_order: npt.NDArray[np.uint32] | None,
+    /,
 ) -> list[tuple[int, int, int, int, int]]: ...
 def complete_mask(
-    mask: npt.NDArray[np.bool_], pattern: tuple[Any, ...], row_order: npt.NDArray[np.uint32] | None, /
+    mask: npt.NDArray[np.bool_],
+    pattern: tuple[Any, ...],
+    row_order: npt.NDArray[np.uint32] | None,
+    /,
 ) -> None: ...
 
 # matrices: core is (pattern, shape, dtype, values, indices, indptr, row_order, scales)

@@ -1,4 +1,5 @@
-/* What this CPU and this build can run. Compiled with the flags of the baseline: nothing here may use what it asks about. */
+/* What this CPU and this build can run. Compiled with the flags of the baseline: nothing here may use what
+ * it asks about. */
 #include "../gsp_internal.h"
 
 const char *gsp_backend_name(gsp_backend backend) {

@@ -6,7 +6,9 @@ PyObject *gsp_py_raise(PyObject *module, gsp_status status, const char *detail) 
     const gsp_py_state *state = gsp_py_state_of(module);
     PyObject *type = PyExc_ValueError;
     switch (status) {
-    case GSP_OK: PyErr_SetString(PyExc_SystemError, "gspattern: an error without a cause"); return NULL;
+    case GSP_OK:
+        PyErr_SetString(PyExc_SystemError, "gspattern: an error without a cause");
+        return NULL;
     case GSP_ERROR_MEMORY: return PyErr_NoMemory();
     case GSP_ERROR_PATTERN:
     case GSP_ERROR_BUDGET:
@@ -31,18 +33,21 @@ PyObject *gsp_py_raise(PyObject *module, gsp_status status, const char *detail) 
 
 PyArrayObject *gsp_py_array(PyObject *object, int typenum, int ndim, const char *name) {
     if (!PyArray_Check(object)) {
-        PyErr_Format(PyExc_TypeError, "%s must be a NumPy array, got %s", name, Py_TYPE(object)->tp_name);
+        PyErr_Format(PyExc_TypeError, "%s must be a NumPy array, got %s", name,
+                     Py_TYPE(object)->tp_name);
         return NULL;
     }
     PyArrayObject *array = (PyArrayObject *)object;
     if (PyArray_TYPE(array) != typenum) {
         PyArray_Descr *wanted = PyArray_DescrFromType(typenum);
-        PyErr_Format(PyExc_TypeError, "%s must have dtype %S, got %S", name, wanted, PyArray_DESCR(array));
+        PyErr_Format(PyExc_TypeError, "%s must have dtype %S, got %S", name, wanted,
+                     PyArray_DESCR(array));
         Py_XDECREF(wanted);
         return NULL;
     }
     if (ndim >= 0 && PyArray_NDIM(array) != ndim) {
-        PyErr_Format(PyExc_ValueError, "%s must have %d dimensions, got %d", name, ndim, PyArray_NDIM(array));
+        PyErr_Format(PyExc_ValueError, "%s must have %d dimensions, got %d", name, ndim,
+                     PyArray_NDIM(array));
         return NULL;
     }
     if (!PyArray_ISNOTSWAPPED(array)) {
@@ -107,7 +112,8 @@ static PyObject *set_threads(PyObject *module, PyObject *argument) {
     if (threads == -1 && PyErr_Occurred()) return NULL;
     if (threads < 1 || threads > 256 ||
         gsp_context_set_threads(gsp_py_state_of(module)->context, (int)threads) != GSP_OK)
-        return PyErr_Format(PyExc_ValueError, "the number of threads must be from 1 to 256, got %ld", threads);
+        return PyErr_Format(PyExc_ValueError,
+                            "the number of threads must be from 1 to 256, got %ld", threads);
     Py_RETURN_NONE;
 }
 
@@ -117,12 +123,14 @@ static PyObject *threads(PyObject *module, PyObject *unused) {
 }
 
 static PyMethodDef module_methods[] = {
-    {"set_num_threads", set_threads, METH_O, "Set the number of threads of this process's work, from 1 to 256."},
+    {"set_num_threads", set_threads, METH_O,
+     "Set the number of threads of this process's work, from 1 to 256."},
     {"get_num_threads", threads, METH_NOARGS, "The number of threads."},
     {NULL, NULL, 0, NULL},
 };
 
-static PyObject *add_error(PyObject *module, const char *name, const char *full_name, const char *doc) {
+static PyObject *add_error(PyObject *module, const char *name, const char *full_name,
+                           const char *doc) {
     PyObject *error = PyErr_NewExceptionWithDoc(full_name, doc, PyExc_ValueError, NULL);
     if (error != NULL && PyModule_AddObjectRef(module, name, error) < 0) Py_CLEAR(error);
     return error;
