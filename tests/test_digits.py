@@ -37,7 +37,7 @@ def test_the_demo(tmp_path):
     files = {path.name: path for path in tmp_path.glob("*.safetensors")}
     assert len(files) == 7
     sizes = {f"{path.stat().st_size:,}" for path in files.values()}
-    for name in ["dense (torch)", *PATTERNS]:
+    for name in ["dense, torch", *PATTERNS]:
         accuracy, nbytes = rows[name][:2]
         assert float(accuracy) > 60
         assert nbytes in sizes

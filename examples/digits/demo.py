@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import digits_run
 import numpy as np
@@ -53,8 +53,16 @@ class Result:
     accuracy: list[float] = field(default_factory=list)  # per cent
     empty_rows: int = 0
     nbytes: int = 0
-    best: float = 0.0  # microseconds per sample
-    median: float = 0.0
+
+
+class Times(NamedTuple):
+    """Microseconds per sample."""
+
+    best: float
+    median: float
+
+    def __str__(self) -> str:
+        return f"{self.best:.1f} / {self.median:.1f}"
 
 
 def main() -> None:
@@ -97,9 +105,11 @@ def main() -> None:
             results[name].empty_rows = sum(
                 int((~pruned.mask.any(axis=1)).sum()) for pruned in masks(models[name]).values()
             )
-    csr = time_all(models, files, data, results, rounds)
-    print_table(results, csr, seeds)
+    times = time_all(models, files, data, rounds)
+    print_table(results, times, seeds)
     picture(models, results, out / "digits.png")
+    cpu = gs.cpu_info()
+    print(f"machine: {cpu.name}, {gs.backend()}")
     print(f"picture: {out / 'digits.png'}, networks: {out}/*.safetensors")
 
 
@@ -145,29 +155,20 @@ def masks(model: nn.Module) -> dict[str, Any]:
 
 
 def time_all(
-    models: dict[str, nn.Module],
-    files: dict[str, Path],
-    data: Digits,
-    results: dict[str, Result],
-    rounds: int,
-) -> dict[str, tuple[float, float]]:
-    """Fill in the microseconds per sample, one sample at a time, all contenders in turns.
-
-    Returns
-    -------
-    dict
-        For SciPy's CSR, of the same weights: best and median.
-    """
+    models: dict[str, nn.Module], files: dict[str, Path], data: Digits, rounds: int
+) -> dict[str, Times]:
+    """Time all contenders in turns, one sample at a time: the networks, and dense and CSR in other libraries."""
     torch_model = models["dense"]
     contenders: dict[str, Callable[[npt.NDArray[np.float32]], Any]] = {
         "dense": lambda x: torch_model(torch.from_numpy(x))
     }
     for name, file in files.items():
-        if name == "dense":
-            continue
         tensors = gs.load_file(file)
-        contenders[name] = lambda x, t=tensors: digits_run.forward(t, x)
-        contenders[f"csr {name}"] = csr_network(tensors)
+        contenders["numpy" if name == "dense" else name] = lambda x, t=tensors: digits_run.forward(
+            t, x
+        )
+        if name != "dense":
+            contenders[f"csr {name}"] = csr_network(tensors)
     samples = itertools.cycle(data.x_test)
     times: dict[str, list[float]] = {name: [] for name in contenders}
     with torch.inference_mode():
@@ -178,14 +179,7 @@ def time_all(
                 for x in batch:
                     run(x)
                 times[name].append((time.perf_counter() - start) / len(batch) * 1e6)
-    for name in results:
-        results[name].best = min(times[name])
-        results[name].median = float(np.median(times[name]))
-    return {
-        name: (min(times[f"csr {name}"]), float(np.median(times[f"csr {name}"])))
-        for name in results
-        if name != "dense"
-    }
+    return {name: Times(min(all_), float(np.median(all_))) for name, all_ in times.items()}
 
 
 def csr_network(tensors: dict[str, Any]) -> Callable[[npt.NDArray[np.float32]], Any]:
@@ -205,37 +199,47 @@ def csr_network(tensors: dict[str, Any]) -> Callable[[npt.NDArray[np.float32]], 
     return run
 
 
-def print_table(
-    results: dict[str, Result], csr: dict[str, tuple[float, float]], seeds: int
-) -> None:
+def print_table(results: dict[str, Result], times: dict[str, Times], seeds: int) -> None:
     dense = results["dense"]
     table = Table(
         title="Handwritten digits: " + " - ".join(map(str, WIDTHS)),
         caption=(
             f"Pruned: fc1 and fc2, to {SPARSITY:.0%} each; the last layer stays dense (the default). "
             f"Accuracy on the test images: mean and standard deviation of {seeds} seeds. "
-            "Time: microseconds per sample for the whole network, one sample at a time, one thread, best / median, "
-            "all in turns; scipy: the same weights in SciPy's CSR."
+            "us: microseconds per sample for the whole network, one sample at a time, one thread, best / median, "
+            "all in turns. CSR: the same weights in SciPy's CSR. x: how much faster than dense, by the medians."
         ),
     )
     table.add_column("pattern", no_wrap=True)
-    for head in ("accuracy %", "bytes", "of dense", "us", "us scipy", "x torch dense"):
+    heads = ("accuracy %", "bytes", "of dense", "empty rows", "us", "us CSR", "x torch", "x numpy")
+    for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
-    table.add_column("empty rows", justify="right")
     for name, r in results.items():
         spread = f" ± {np.std(r.accuracy, ddof=1):.2f}" if seeds > 1 else ""
-        table.add_row(
-            "dense (torch)" if name == "dense" else name,
+        about = (
             f"{np.mean(r.accuracy):.2f}{spread}",
             f"{r.nbytes:,}",
             f"{r.nbytes / dense.nbytes:.1%}",
-            f"{r.best:.1f} / {r.median:.1f}",
-            f"{csr[name][0]:.1f} / {csr[name][1]:.1f}" if name in csr else "",
-            f"{dense.median / r.median:.1f}",
             "" if name == "dense" else str(r.empty_rows),
         )
-    width = None if sys.stdout.isatty() else 110
+        if name == "dense":
+            table.add_row("dense, torch", *about, *speed(times, name, ""))
+            table.add_row("dense, numpy", "", "", "", "", *speed(times, "numpy", ""))
+            table.add_section()
+        else:
+            table.add_row(name, *about, *speed(times, name, f"csr {name}"))
+    width = None if sys.stdout.isatty() else 120
     Console(width=width).print(table)
+
+
+def speed(times: dict[str, Times], name: str, csr: str) -> tuple[str, str, str, str]:
+    own = times[name].median
+    return (
+        str(times[name]),
+        str(times.get(csr, "")),
+        f"{times['dense'].median / own:.1f}",
+        f"{times['numpy'].median / own:.1f}",
+    )
 
 
 def picture(models: dict[str, nn.Module], results: dict[str, Result], path: Path) -> None:
