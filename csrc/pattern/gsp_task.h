@@ -1,5 +1,5 @@
 /* One matrix on its way through gsp_choose: what gsp_mask.c, gsp_scores.c, gsp_ladders.c,
- * gsp_budget.c and gsp_order.c share. */
+ * gsp_order.c, gsp_budget.c and gsp_scatter.c share. */
 #ifndef GSP_TASK_H
 #define GSP_TASK_H
 
@@ -64,6 +64,26 @@ void gspi_share_equal(gspi_task *task, int64_t keep);
 /* Writes the mask, once the bundles of all ladders are known. */
 gsp_status gspi_mark(gspi_task *task);
 
+/* --------------------------------------------------------------- gsp_order.c */
+
+/* Orders worth trying; the best by score is kept, so none can make a mask worse. */
+typedef enum {
+    GSPI_ORDER_NATURAL,
+    GSPI_ORDER_BY_COUNT,           /* of the scores above the threshold */
+    GSPI_ORDER_BY_INCLUSIVE_COUNT, /* of those not below it */
+    GSPI_ORDER_DESCENDING,         /* the same, so that a short last group has the fewest */
+    GSPI_ORDER_BY_BANKS,
+    GSPI_ORDERS
+} gspi_order;
+
+/* Fills row_order with the rows of a task in one of the orders; by banks starts from ascending or
+ * descending counts. */
+gsp_status gspi_order_rows(gsp_context *context, const gspi_task *task, gspi_order order,
+                           bool ascending, uint32_t *row_order);
+/* Rows by `key`, ascending or descending; equal rows stay in their order. */
+gsp_status gspi_sort_rows(gsp_context *context, const int64_t *key, int64_t rows, bool ascending,
+                          uint32_t *row_order);
+
 /* -------------------------------------------------------------- gsp_budget.c */
 
 /* One GS matrix by the rule of budgets: fills in the bundles of its ladders. */
@@ -75,12 +95,9 @@ gsp_status gspi_solve_many(gsp_context *context, gspi_task *tasks, size_t count,
 gsp_status gspi_share_out(gsp_context *context, const gspi_grid *grid, gspi_ladder *ladders,
                           const int64_t *above, int64_t keep);
 
-/* --------------------------------------------------------------- gsp_order.c */
+/* ------------------------------------------------------------- gsp_scatter.c */
 
 /* Gives the task its survey, solved for its share, and its row order if that is ours to choose. */
 gsp_status gspi_survey_task(gsp_context *context, gspi_task *task, gsp_method method);
-/* Rows by `key`, ascending or descending; equal rows stay in their order. */
-gsp_status gspi_sort_rows(gsp_context *context, const int64_t *key, int64_t rows, bool ascending,
-                          uint32_t *row_order);
 
 #endif
