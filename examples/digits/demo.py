@@ -215,7 +215,7 @@ def print_table(results: dict[str, Result], times: dict[str, Times], seeds: int)
     for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
     for name, r in results.items():
-        spread = f" ± {np.std(r.accuracy, ddof=1):.2f}" if seeds > 1 else ""
+        spread = f" ± {deviation(r.accuracy):.2f}" if seeds > 1 else ""
         about = (
             f"{np.mean(r.accuracy):.2f}{spread}",
             f"{r.nbytes:,}",
@@ -230,6 +230,11 @@ def print_table(results: dict[str, Result], times: dict[str, Times], seeds: int)
             table.add_row(name, *about, *speed(times, name, f"csr {name}"))
     width = None if sys.stdout.isatty() else 120
     Console(width=width).print(table)
+
+
+def deviation(values: list[float]) -> float:
+    """Standard deviation of what these few were drawn from."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
 def speed(times: dict[str, Times], name: str, csr: str) -> tuple[str, str, str, str]:
@@ -258,7 +263,7 @@ def picture(models: dict[str, nn.Module], results: dict[str, Result], path: Path
         title=f"{SHOWN}: 64 rows of fc2, 128 columns, a colour per bank",
     )
     points = {
-        name: (float(r.nbytes), float(np.mean(r.accuracy)), float(np.std(r.accuracy)))
+        name: (float(r.nbytes), float(np.mean(r.accuracy)), deviation(r.accuracy))
         for name, r in results.items()
     }
     plot_tradeoff(points, ax=right, ylabel="accuracy, %")
