@@ -1,7 +1,7 @@
 /* Memory and threads of a context. */
 #include <stdatomic.h>
 
-#include "gsp_test.h"
+#include "gsp_sample.h"
 
 static void test_statuses(void) {
     EXPECT(strcmp(gsp_status_text(GSP_OK), "no error") == 0);
@@ -100,9 +100,63 @@ static void test_parallel(void) {
     gsp_context_destroy(context);
 }
 
+/* An allocator that sets another number of threads at every request, as a second thread might. */
+typedef struct {
+    gsp_context *context;
+    atomic_int requests;
+} meddler;
+
+static void *meddle_allocate(void *user, size_t bytes) {
+    meddler *m = user;
+    const int request = atomic_fetch_add(&m->requests, 1);
+    if (m->context != NULL) gsp_context_set_threads(m->context, request % 2 ? 1 : 16);
+    return malloc(bytes);
+}
+
+static void meddle_release(void *user, void *memory) {
+    (void)user;
+    free(memory);
+}
+
+/* The setting may change in the middle of a call: what is allocated for each worker must suffice. Enough groups
+ * that all workers get some. */
+static void test_changing_threads(void) {
+    static const gsp_shape shapes[] = {
+        GSP_SHAPE(16, 16, GSP_INTERLEAVED, 3000, 64, true),
+        GSP_SHAPE(4, 2, GSP_CONTIGUOUS, 3000, 33, true),
+        {{.kind = GSP_IRREGULAR}, 3000, 65, false},
+        {{.kind = GSP_BLOCK, .block_rows = 2, .block_cols = 4}, 3000, 66, false},
+        {{.kind = GSP_NM, .nm_n = 2, .nm_m = 4}, 3000, 64, false},
+    };
+    gsp_context *calm, *meddled;
+    meddler user = {.context = NULL};
+    const gsp_allocator allocator = {meddle_allocate, meddle_release, &user};
+    EXPECT_INT(gsp_context_create(NULL, &calm), GSP_OK);
+    EXPECT_INT(gsp_context_create(&allocator, &meddled), GSP_OK);
+    user.context = meddled;
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+        for (int start = 0; start < 2; start++) { /* either number of threads comes first */
+            gsp_sample one, other;
+            atomic_store(&user.requests, start);
+            gsp_context_set_threads(meddled, start ? 16 : 1);
+            EXPECT_INT(gsp_sample_make(calm, &shapes[i], GSP_FLOAT32, 5, &one), GSP_OK);
+            EXPECT_INT(gsp_sample_make(meddled, &shapes[i], GSP_FLOAT32, 5, &other), GSP_OK);
+            const gsp_lengths *bytes = &one.lengths;
+            EXPECT(memcmp(bytes, &other.lengths, sizeof *bytes) == 0 &&
+                   memcmp(one.values, other.values, bytes->values) == 0 &&
+                   memcmp(one.indices, other.indices, bytes->indices) == 0 &&
+                   memcmp(one.indptr, other.indptr, bytes->indptr) == 0);
+            gsp_sample_free(&one);
+            gsp_sample_free(&other);
+        }
+    gsp_context_destroy(meddled);
+    gsp_context_destroy(calm);
+}
+
 int main(void) {
     test_statuses();
     test_allocation();
     test_parallel();
+    test_changing_threads();
     return gsp_test_done("context");
 }
