@@ -117,7 +117,7 @@ typedef struct gsp_choice {
     double score;           /* sum of the scores kept */
     int64_t kept;
     int64_t least, most;    /* what the pattern can keep, written with GSP_ERROR_BUDGET too */
-    int64_t fault;          /* flat index of the first bad score, with GSP_ERROR_SCORE */
+    int64_t fault;          /* flat index of the first bad score, with GSP_ERROR_SCORE; else -1 */
 } gsp_choice;
 
 /* Dual prices that prove a choice optimal. Entry e is for group[e] holding bundles[e] bundles:

@@ -771,6 +771,14 @@ def test_one_budget_keeps_the_limits_of_every_matrix(seed):
         assert selections.upper_bound >= best[: keep + 1].max() * (1 - 1e-12)  # no gain is negative
 
 
+@pytest.mark.parametrize("first", [(0, 4), (3, 0), (4, 4)])
+def test_a_bad_score_is_named_whatever_stands_before_its_matrix(first):
+    scores = {"first": np.ones(first, np.float32), "bad": np.ones((4, 4), np.float32)}
+    scores["bad"][2, 1] = np.nan
+    with pytest.raises(ValueError, match=r"scores\[2, 1\] is nan"):
+        gs.choose_masks(scores, "irregular", 0.5)
+
+
 def test_one_pattern_for_all_and_what_choose_masks_refuses():
     scores = {n: make_scores("gaussian", np.random.default_rng(n), (8, 16)) for n in (1, 2)}
     chosen = gs.choose_masks(scores, "gs(4,2)+scatter", 0.5)

@@ -268,6 +268,7 @@ gsp_status gsp_choose(gsp_context *context, gsp_choice *choices, size_t count, i
     if (prices != NULL) *prices = NULL;
     if (count > 1) method = GSP_EXACT;
     int64_t least = 0, most = 0;
+    for (size_t i = 0; i < count; i++) choices[i].fault = -1;
     for (size_t i = 0; i < count; i++) {
         GSP_TRY(check_choice(&choices[i]));
         GSP_CHECK(choices[i].pattern.kind != GSP_NM || count == 1, GSP_ERROR_PATTERN);

@@ -128,13 +128,9 @@ static PyObject *choose(PyObject *module, PyObject *args) {
     Py_BEGIN_ALLOW_THREADS status = gsp_choose(context, choices, (size_t)count, keep,
                                                greedy ? GSP_GREEDY : GSP_EXACT, &prices, &bound);
     Py_END_ALLOW_THREADS if (status == GSP_ERROR_SCORE) {
-        /* Choices are scanned in order, so the first with a fault is the one. */
-        for (Py_ssize_t i = 0; i < count; i++) {
-            const float score = choices[i].scores[choices[i].fault];
-            if (score >= 0 && score <= 3.4028234663852886e38f) continue;
-            raise_score(module, &choices[i]);
-            break;
-        }
+        Py_ssize_t bad = 0; /* one of them has a fault */
+        while (bad < count - 1 && choices[bad].fault < 0) bad++;
+        raise_score(module, &choices[bad]);
         goto done;
     }
     if (status != GSP_OK) {
@@ -218,10 +214,12 @@ static PyObject *check_mask(PyObject *module, PyObject *args) {
     Py_BEGIN_ALLOW_THREADS status =
         gsp_check(context, data, rows, cols, &pattern, row_order, NULL, 0, &count);
     if (status == GSP_OK && count > 0) {
-        list = PyMem_RawCalloc(count, sizeof *list);
+        const size_t room = count;
+        list = PyMem_RawCalloc(room, sizeof *list);
         status = list == NULL ? GSP_ERROR_MEMORY
                               : gsp_check(context, data, rows, cols, &pattern, row_order, list,
-                                          count, &count);
+                                          room, &count);
+        if (count > room) count = room; /* another thread wrote to the mask meanwhile */
     }
     Py_END_ALLOW_THREADS PyObject *result = NULL;
     if (status != GSP_OK) {
