@@ -154,8 +154,11 @@ def _dense_wins(
     if x is None:
         x = torch.linspace(-1, 1, layer.in_features, dtype=layer.weight.dtype).reshape(1, -1)
     best = [float("inf"), float("inf")]
+    end = time.perf_counter() + 1
     with torch.inference_mode():
-        for _ in range(rounds + 3):  # the first rounds make the plan and warm the caches
+        for done in range(rounds):  # the first make the plan and warm the caches
+            if done >= 5 and time.perf_counter() > end:
+                break
             for i, module in enumerate((layer, compact)):
                 start = time.perf_counter()
                 module(x)

@@ -17,6 +17,8 @@ from gspattern.patterns import Pattern
 from gspattern.plans import plan_for, set_num_threads
 from gspattern.torch.targets import ATTRIBUTE, PrunedWeight, carried
 
+MOST_THREADS = 256  # that set_num_threads takes
+
 
 class GSLinear(nn.Module):
     """A linear layer with a compact matrix for its weight: y = x W^T + b, for inference on the CPU.
@@ -149,7 +151,7 @@ class GSLinear(nn.Module):
             )
         if not x.is_cpu:
             raise RuntimeError(f"GSLinear runs on the CPU, got a tensor on {x.device}: use x.cpu()")
-        threads = torch.get_num_threads()
+        threads = min(torch.get_num_threads(), MOST_THREADS)
         if threads != _core.get_num_threads():
             set_num_threads(threads)
         # Small layers take two microseconds: what follows converts nothing that is right already.
@@ -191,7 +193,7 @@ def matrices(model: nn.Module) -> dict[str, Matrix | npt.NDArray[Any]]:
     Compact layers give a `Matrix`, everything else is a plain array: what `gspattern.save_file` takes.
     """
     tensors: dict[str, Matrix | npt.NDArray[Any]] = {}
-    for name, module in model.named_modules():
+    for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, GSLinear):
             tensors[f"{name}.weight" if name else "weight"] = module.matrix
     for name, value in model.state_dict().items():

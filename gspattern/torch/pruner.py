@@ -66,9 +66,10 @@ class Pruner:
         Changed in place; the keys of its state_dict stay as they are. Every pruned module carries pattern,
         mask and row order in its attribute `gs_pruned`, which deepcopy, pickle and torch.save keep.
     pattern : str, Pattern, or dict of glob to these
-        With a dict, weights that no glob names stay dense. "auto" takes, for every layer, the one of
-        gs(16,16) and gs(16,1)+scatter that keeps the larger share of what an irregular mask of the same
-        count keeps, and leaves layers of fewer than 4,096 weights, or 16 inputs, dense.
+        With a dict, the first glob that names a weight counts, and those that none names stay dense.
+        "auto" takes, for every layer, the one of gs(16,16) and gs(16,1)+scatter that keeps the larger share
+        of what an irregular mask of the same count keeps, and leaves layers of fewer than 4,096 weights, or
+        16 inputs, dense.
     sparsity : float
         Share of zeros in the pruned weights, in [0, 1); None only where all patterns are n:m, which have one
         of their own (and take it at the first step of a schedule).
