@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from gspattern import _core
 from gspattern._core import PatternError
-from gspattern.patterns import NM, BankBalanced, Banked, Pattern, parse_pattern
+from gspattern.patterns import NM, BankBalanced, Banked, Block, Pattern, parse_pattern
 
 __all__ = [
     "Check",
@@ -37,8 +37,10 @@ Method = Literal["exact", "greedy"]
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-# A bound may be missed by rounding: of each score's sum, relative to what the sum is.
+# What rounding may do to sums of scores, relative to the sum or the largest score: `verify` lets pass
+# so much, and a bound so little above the score is the score.
 ROUNDING = 1e-9
+EQUAL = 1e-12
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,8 @@ class Selection:
     def upper_bound(self) -> float:
         """No valid mask within the budget and of this row order has a larger score.
 
-        For irregular and block masks the bound is that of the linear program, for N:M the score itself.
+        For irregular and block masks the bound is that of the linear program (blocks that the edges cut
+        short leave it above what whole blocks can keep), for N:M the score itself.
         """
         proof = self._certificate()
         return self.score if proof is None else max(self.score, proof.bound)
@@ -302,7 +305,7 @@ def choose_mask(
         if prices is None:
             object.__setattr__(selection, "_scores", scores)
         else:
-            object.__setattr__(selection, "_proof", _proof_of(prices, selection))
+            object.__setattr__(selection, "_proof", _proof_of(prices, selection, scores))
     elif not isinstance(resolved, NM):
         object.__setattr__(selection, "_proof", _Proof(None, bound))
     return selection
@@ -347,13 +350,25 @@ def choose_masks(
     PatternError, ValueError
         As for `choose_mask`; also if the limits leave no choice.
     """
+    if not isinstance(scores, Mapping):
+        raise TypeError(
+            "choose_masks takes a mapping of names to scores, got "
+            f"{type(scores).__name__}; choose_mask takes one matrix"
+        )
     if not scores:
         raise ValueError("choose_masks needs at least one matrix, got none")
     _check_sparsity("sparsity", sparsity)
+    for what, given in (
+        ("patterns", patterns),
+        ("min_sparsity", min_sparsity),
+        ("max_sparsity", max_sparsity),
+    ):
+        if isinstance(given, Mapping) and (unknown := [n for n in given if n not in scores]):
+            raise ValueError(f"{what} has an entry for {unknown[0]!r}, which scores lacks")
     choices, resolved, budgets = [], {}, {}
     total = sum(np.size(matrix) for matrix in scores.values())
-    for name, given in scores.items():
-        matrix = _as_scores(given, f"scores[{name!r}]")
+    for name, values in scores.items():
+        matrix = _as_scores(values, f"scores[{name!r}]")
         if isinstance(patterns, Mapping):
             if name not in patterns:
                 raise ValueError(f"patterns has no entry for {name!r}")
@@ -364,7 +379,10 @@ def choose_masks(
             raise PatternError(
                 f"{pattern} has no bundles to share among matrices; choose its mask with choose_mask"
             )
-        pattern = pattern.resolve((matrix.shape[0], matrix.shape[1]))
+        try:
+            pattern = pattern.resolve((matrix.shape[0], matrix.shape[1]))
+        except PatternError as error:
+            raise PatternError(f"{name!r}: {error}") from None
         least = _part_of(min_sparsity, name, 0.0, "min_sparsity")
         most = _part_of(max_sparsity, name, 1.0, "max_sparsity")
         if least > most:
@@ -392,6 +410,10 @@ def choose_masks(
             f"sparsity {sparsity} asks for {keep} nonzeros of {total}, which the patterns and the limits of the "
             "matrices do not allow in whole bundles; widen min_sparsity, max_sparsity, min_per_group or max_per_group"
         ) from None
+    except ValueError:
+        for name, (matrix, *_) in zip(resolved, choices, strict=True):
+            _check_finite(matrix, f"{name!r}: scores")
+        raise
     chosen = {}
     for name, (matrix, *_), result in zip(resolved, choices, results, strict=True):
         budget = budgets[name]._replace(keep=result[-1])
@@ -417,6 +439,15 @@ def _as_scores(scores: Any, name: str) -> npt.NDArray[np.float32]:
     return np.require(scores, requirements=("C", "A"))
 
 
+def _check_finite(scores: npt.NDArray[np.float32], name: str) -> None:
+    bad = ~((scores >= 0) & (scores < np.inf))
+    if bad.any():
+        row, col = np.unravel_index(int(np.argmax(bad)), scores.shape)
+        raise ValueError(
+            f"{name}[{row}, {col}] is {scores[row, col]:g}: a score is NaN, infinite or negative"
+        )
+
+
 def _check_sparsity(name: str, value: Any, *, all_of_it: bool = False) -> None:
     """Refuse what is not a part of a matrix; all of it only as a limit."""
     span = "[0, 1]" if all_of_it else "[0, 1)"
@@ -437,7 +468,7 @@ def _part_of(parts: Mapping[str, float] | float, name: str, default: float, what
 
 def _group_limits(pattern: Pattern, low: int, high: int | None) -> tuple[int, int | None]:
     for name, value in (("min_per_group", low), ("max_per_group", high)):
-        if value is None:
+        if value is None and name == "max_per_group":
             continue
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
             raise ValueError(f"{name} must be a whole number of bundles, 0 or more, got {value!r}")
@@ -447,7 +478,8 @@ def _group_limits(pattern: Pattern, low: int, high: int | None) -> tuple[int, in
         raise PatternError(
             f"min_per_group and max_per_group count bundles, which {pattern} does not have"
         )
-    return int(low), None if high is None else int(high)
+    # No group holds 2^32 bundles; larger numbers would not fit the integers of the C core.
+    return min(int(low), 2**32), None if high is None else min(int(high), 2**32)
 
 
 def _budget(
@@ -465,6 +497,8 @@ def _budget(
         raise ValueError(f"{pattern} needs a sparsity, such as 0.9")
     _check_sparsity("sparsity", sparsity)
     keep = round((1 - sparsity) * size)
+    if isinstance(pattern, Block) and not (shape[0] % pattern.rows or shape[1] % pattern.cols):
+        keep -= keep % pattern.bundle_size  # all blocks are whole, so that no mask keeps more
     if isinstance(pattern, BankBalanced) and size:
         if low or high is not None:
             raise PatternError(
@@ -537,13 +571,15 @@ def _prove(scores: npt.NDArray[np.float32], selection: Selection) -> _Proof:
     high = -1 if budget.high is None else budget.high
     choice = (scores, selection.pattern.core(), False, order, budget.low, high, 0, -1)
     _, prices, _ = _core.choose((choice,), budget.keep, False)
-    return _proof_of(prices, selection)
+    return _proof_of(prices, selection, scores)
 
 
-def _proof_of(found: Any, selection: Selection) -> _Proof:
-    group, bundles, row, bank, _, bound = found
+def _proof_of(found: Any, selection: Selection, scores: npt.NDArray[np.float32]) -> _Proof:
+    group, bundles, row, bank, _, values = found
     prices = Prices(group, bundles, row, bank)
-    return _Proof(prices, _bound(prices, bound, selection))
+    bound = _bound(prices, values, selection)
+    same = bound - selection.score <= EQUAL * max(selection.score, float(scores.max(initial=0)))
+    return _Proof(prices, selection.score if same else bound)
 
 
 def _bound(prices: Prices, values: Floats, selection: Selection) -> float:
@@ -626,34 +662,67 @@ def verify(selection: Selection, scores: npt.NDArray[np.float32]) -> Verdict:
         True if the mask is valid and within its budget, its score is right, and the prices prove its
         `upper_bound` (which for an exact mask is its score).
     """
+    if not isinstance(selection, Selection):
+        raise TypeError(
+            f"verify takes a Selection of choose_mask, got {type(selection).__name__}; of choose_masks, "
+            "verify each one"
+        )
     scores = _as_scores(scores, "scores")
     if scores.shape != selection.mask.shape:
         raise ValueError(
             f"scores must have the mask's shape {selection.mask.shape}, got {scores.shape}"
         )
+    _check_finite(scores, "scores")
     problems = list(_broken_rules(selection))
+    largest = float(scores.max(initial=0.0))
     score = float(np.sum(scores, dtype=np.float64, where=selection.mask))
-    slack = ROUNDING * max(abs(score), abs(selection.score), float(scores.max(initial=0.0)))
-    if abs(score - selection.score) > slack:
+    slack = ROUNDING * max(score, largest)
+    if not abs(score - selection.score) <= slack:
         problems.append(f"the score is {score!r}, not {selection.score!r}")
-    prices = selection.prices
     bound = selection.upper_bound
-    if prices is not None:
-        problems += _broken_prices(prices, selection)
-        if not problems:
-            bound = _bound(prices, _entry_bounds(prices, selection, scores), selection)
-            if bound > selection.upper_bound + slack:
-                problems.append(
-                    f"the prices prove no bound below {bound!r}, not {selection.upper_bound!r}"
-                )
+    if isinstance(selection.pattern, Banked):
+        problems += _broken_prices(selection, largest)
+    if not problems:
+        bound = _bound_again(selection, scores)
+        if not bound <= selection.upper_bound + slack:
+            problems.append(
+                f"the proof gives no bound below {bound!r}, not {selection.upper_bound!r}"
+            )
     if score > bound + slack:
         problems.append(
-            f"the score {score!r} is above the bound {bound!r}, so the prices are not those of the scores"
+            f"the score {score!r} is above the bound {bound!r}, so the proof is not that of the scores"
         )
     return Verdict(bound, tuple(problems))
 
 
+def _bound_again(selection: Selection, scores: npt.NDArray[np.float32]) -> float:
+    """The bound, from the scores and, for patterns with banks, the prices."""
+    pattern, prices = selection.pattern, selection.prices
+    if prices is not None:
+        prices = _usable(prices, selection)
+        return _bound(prices, _entry_bounds(prices, selection, scores), selection)
+    rows, cols = scores.shape
+    if scores.size == 0:
+        return 0.0
+    if isinstance(pattern, NM):
+        windows = np.zeros((rows, -(-cols // pattern.m) * pattern.m), np.float32)
+        windows[:, :cols] = scores
+        ranked = np.sort(windows.reshape(-1, pattern.m), axis=1)
+        return float(ranked[:, pattern.m - pattern.n :].sum(dtype=np.float64))
+    height, width = (pattern.rows, pattern.cols) if isinstance(pattern, Block) else (1, 1)
+    tops, lefts = np.arange(0, rows, height), np.arange(0, cols, width)
+    value = np.add.reduceat(np.add.reduceat(scores.astype(np.float64), tops, 0), lefts, 1)
+    size = np.minimum(height, rows - tops)[:, None] * np.minimum(width, cols - lefts)
+    # The linear program takes blocks by score per nonzero, and of the last one a part.
+    order = np.argsort(-(value / size), axis=None, kind="stable")
+    size, value = size.ravel()[order], value.ravel()[order]
+    room = selection._budget.keep - (np.cumsum(size) - size)
+    return float((value * np.clip(room / size, 0, 1)).sum())
+
+
 def _broken_rules(selection: Selection) -> Iterator[str]:
+    if (selection.row_order is not None) != selection.pattern.scatter:
+        yield f"{selection.pattern} has a row order if it has scatter, and only then"
     found = check(selection.mask, selection.pattern, selection.row_order)
     if not found:
         yield f"the mask is not valid: {found}"
@@ -675,28 +744,52 @@ def _broken_rules(selection: Selection) -> Iterator[str]:
         if bundles is None or not np.array_equal(bundles, expected):
             yield "the bundles are not those of the mask"
         elif bundles.size and (
-            bundles.min() < budget.low or bundles.max() > (budget.high or bundles.max())
+            bundles.min() < budget.low or (budget.high is not None and bundles.max() > budget.high)
         ):
             yield f"a group has fewer than {budget.low} or more than {budget.high} bundles"
 
 
-def _broken_prices(prices: Prices, selection: Selection) -> Iterator[str]:
-    pattern = selection.pattern
+def _broken_prices(selection: Selection, largest: float) -> Iterator[str]:
+    """What is wrong with the form of the prices; `largest` is the largest score."""
+    pattern, prices = selection.pattern, selection.prices
     assert isinstance(pattern, Banked)
+    if prices is None:
+        yield "there are no prices"
+        return
     entries = prices.group.size
     shapes = (prices.bundles.shape, prices.row.shape, prices.bank.shape)
+    # The best prices differ by at most a score along a chain of rows and banks. Rounding would eat the
+    # scores beside others that are much larger, or beside many bundles.
+    limit = 2 * (pattern.group_rows + pattern.banks) * largest
     if shapes != ((entries,), (entries, pattern.group_rows), (entries, pattern.banks)):
         yield "the prices do not have the shapes of the pattern"
+    elif prices.group.dtype.kind != "i" or prices.bundles.dtype.kind != "i":
+        yield "groups and bundles of prices must be integers"
     elif not np.array_equal(
         np.unique(prices.group), np.arange(pattern.groups(selection.mask.shape[0]))
     ):
         yield "a group has no prices"
-    elif not (np.isfinite(prices.row).all() and np.isfinite(prices.bank).all()):
-        yield "a price is not finite"
+    elif not (np.abs(prices.row) <= limit).all() or not (np.abs(prices.bank) <= limit).all():
+        yield f"a price is not within {limit!r} of 0, beyond which none is of use"
+    elif ((prices.bundles < 0) | (prices.bundles > selection.mask.shape[1])).any():
+        yield "prices are for a number of bundles that no group can hold"
     else:
         same = np.diff(prices.group)
         if (same < 0).any() or (np.diff(prices.bundles)[same == 0] != 1).any():
             yield "the entries of a group are not sorted or have gaps"
+
+
+def _usable(prices: Prices, selection: Selection) -> Prices:
+    """The prices with what a short last group needs: none of a bank is negative, absent rows have 0."""
+    pattern = selection.pattern
+    present = selection.mask.shape[0] % pattern.group_rows
+    if not present:
+        return prices
+    own = prices.group == pattern.groups(selection.mask.shape[0]) - 1
+    row, bank = prices.row.copy(), prices.bank.copy()
+    row[own, present:] = 0
+    bank[own] = np.maximum(bank[own], 0)
+    return Prices(prices.group, prices.bundles, row, bank)
 
 
 def _entry_bounds(prices: Prices, selection: Selection, scores: npt.NDArray[np.float32]) -> Floats:
@@ -708,10 +801,7 @@ def _entry_bounds(prices: Prices, selection: Selection, scores: npt.NDArray[np.f
     bounds = np.empty(prices.group.size)
     for e, (g, n) in enumerate(zip(prices.group.tolist(), prices.bundles.tolist(), strict=True)):
         own = order[g * pattern.group_rows : (g + 1) * pattern.group_rows]
-        bank = prices.bank[e]
-        if own.size < pattern.group_rows:
-            bank = np.maximum(bank, 0.0)
-        row = prices.row[e, : own.size]
+        row, bank = prices.row[e, : own.size], prices.bank[e]
         above = scores[own] - row[:, None] - bank[bank_of]
         bounds[e] = n * (pattern.per_row * row.sum() + bank.sum()) + above[above > 0].sum()
     return bounds
@@ -748,7 +838,7 @@ def check(
     FormatError
         If the row order is not a permutation.
     """
-    mask = np.asarray(mask_or_weights)
+    mask = _as_array(mask_or_weights, "a mask")
     if mask.ndim != 2:
         raise ValueError(
             f"a mask must be 2-D [M, K], got {mask.ndim}-D; gspattern.as_matrix views conv weights"
@@ -770,15 +860,30 @@ def check(
     return Check(tuple(found))
 
 
+def _as_array(values: npt.ArrayLike, what: str) -> npt.NDArray[Any]:
+    """Numbers or truth values as an array; what is one already is not copied."""
+    if isinstance(values, Selection):
+        raise TypeError(f"{what} must be an array, got a Selection; pass its .mask and .row_order")
+    try:
+        array = np.asarray(values)
+    except ValueError:  # lists of different lengths
+        raise ValueError(
+            f"{what} must be a rectangle of numbers, got rows of different lengths"
+        ) from None
+    if array.dtype.kind in "OSUMm":
+        kind = type(values).__name__ if array.ndim == 0 else array.dtype
+        raise TypeError(f"{what} must be an array of numbers, got {kind}")
+    return array
+
+
 def _as_row_order(row_order: npt.ArrayLike, rows: int) -> npt.NDArray[np.uint32]:
     order = np.asarray(row_order)
-    if order.dtype.kind not in "iu" or order.ndim != 1 or order.size != rows:
+    if order.shape != (rows,) or (order.dtype.kind not in "iu" and rows):
         raise ValueError(
             f"row_order must be {rows} integers, one for each row, got {order.dtype} of shape {order.shape}"
         )
-    if rows and (order.min() < 0 or order.max() >= rows):
-        bad = int(order[(order < 0) | (order >= rows)][0])
+    if not np.array_equal(np.sort(order), np.arange(rows)):
         raise _core.FormatError(
-            f"row_order must be a permutation of the {rows} rows, but holds {bad}"
+            f"row_order must be a permutation: every row from 0 to {rows - 1} once"
         )
     return np.ascontiguousarray(order, dtype=np.uint32)

@@ -15,7 +15,7 @@ from scipy.sparse import csr_matrix, hstack, kron, vstack
 
 import gspattern as gs
 import mask_oracles as oracle
-from gspattern import _core
+from gspattern import _core, masks
 
 LAYOUTS = ["interleaved", "contiguous"]
 
@@ -793,6 +793,18 @@ def test_one_pattern_for_all_and_what_choose_masks_refuses():
         gs.choose_masks(scores, "gs(4,2)", 50)
     with pytest.raises(ValueError, match="scores"):
         gs.choose_masks({1: scores[1], 2: -scores[2]}, "gs(4,2)", 0.5)
+    with pytest.raises(TypeError, match="takes a mapping of names to scores, got list"):
+        gs.choose_masks([scores[1]], "gs(4,2)", 0.5)
+    for extra in (
+        {"patterns": {1: "gs(4,2)", 2: "gs(4,2)", 3: "gs(4,2)"}},
+        {"min_sparsity": {3: 0.5}},
+    ):
+        with pytest.raises(ValueError, match="has an entry for 3, which scores lacks"):
+            gs.choose_masks(**{"scores": scores, "patterns": "gs(4,2)", "sparsity": 0.5, **extra})
+    with pytest.raises(gs.PatternError, match=r"^2: gs\(16,16\) needs at least 16 columns"):
+        gs.choose_masks({1: scores[1], 2: scores[2][:, :8]}, "gs(16,16)", 0.5)
+    with pytest.raises(ValueError, match=r"^2: scores\[0, 0\] is -"):
+        gs.choose_masks({1: scores[1], 2: -1 - scores[2]}, "gs(4,2)", 0.5)
 
 
 # -------------------------------------------------------------- certificates
@@ -916,6 +928,83 @@ def test_verify_refuses_another_mask_score_or_order(text, shape):
     assert not gs.verify(selection, scores[::-1].copy())
     with pytest.raises(ValueError, match="shape"):
         gs.verify(selection, scores[:-1].copy())
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_prices_of_a_short_group_prove_nothing_by_rows_and_signs_that_it_lacks(seed):
+    case = case_of(seed)
+    short = case.rows % case.pattern.group_rows
+    selection = case.choose("greedy")
+    prices, last = selection.prices, case.rows // case.pattern.group_rows
+    own = np.flatnonzero(prices.group == last)
+    if short:
+        # One entry alone has to bound all numbers of bundles of this group.
+        kept = np.delete(np.arange(prices.group.size), own[1:])
+        row, bank = prices.row[kept].copy(), prices.bank[kept].copy()
+        row[own[0], short:] = -case.scores.max()
+        bank[own[0]] = np.where(bank[own[0]] > 0, bank[own[0]], -case.scores.max())
+        changes = {"group": prices.group[kept], "bundles": prices.bundles[kept]}
+        claimed = with_prices(selection, bound=1e300, row=row, bank=bank, **changes)
+        verdict = gs.verify(claimed, case.scores)
+        assert verdict, verdict.problems
+        assert verdict.upper_bound >= case.best() * (1 - 1e-12)
+
+
+def test_verify_refuses_prices_that_hide_scores_by_rounding():
+    scores = np.float32([[1.4, 1.4, 1, 1]])
+    best = gs.choose_mask(scores, "gs(1,1)", 0.5)
+    large = 2.0**53
+    forged = with_prices(
+        dataclasses.replace(best, mask=scores == 1, score=2.0),
+        bound=2.0,
+        group=np.zeros(1, int),
+        bundles=np.full(1, 2),
+        row=np.full((1, 1), large),
+        bank=np.full((1, 1), 1 - large),
+    )
+    assert gs.verify(best, scores)
+    assert not gs.verify(forged, scores)
+    far = {"row": np.ones((1, 1)), "bank": np.zeros((1, 1)), "bundles": np.full(1, 2**60)}
+    assert not gs.verify(with_prices(forged, **far), scores)
+
+
+@pytest.mark.parametrize("text", ["gs(4,2)", "irregular", "block(1,4)", "2:4", "bank_balanced(4)"])
+def test_verify_refuses_a_bad_mask_without_a_proof(text):
+    rng = np.random.default_rng(23)
+    scores = make_scores("gaussian", rng, (8, 16))
+    worst = gs.choose_mask(scores.max() - scores, text, sparsity_of(text, 0.5))
+    score = float(scores[worst.mask].sum(dtype=np.float64))
+    forged = dataclasses.replace(worst, score=score, _proof=masks._Proof(None, score))
+    assert not gs.verify(forged, scores)
+
+
+def test_verify_refuses_what_is_not_a_number_and_limits_that_are_not_kept():
+    scores, selection = certified("gs(4,2)", (8, 16))
+    assert not gs.verify(dataclasses.replace(selection, score=np.nan), scores)
+    limits = selection._budget._replace(high=0)
+    assert not gs.verify(dataclasses.replace(selection, _budget=limits), scores)
+    assert not gs.verify(dataclasses.replace(selection, row_order=np.arange(8)), scores)
+    for bad in (np.nan, np.inf, -1):
+        wrong = scores.copy()
+        wrong[3, 5] = bad
+        with pytest.raises(ValueError, match=r"scores\[3, 5\] is"):
+            gs.verify(selection, wrong)
+    with pytest.raises(TypeError, match="takes a Selection of choose_mask, got ndarray"):
+        gs.verify(selection.mask, scores)
+
+
+@pytest.mark.parametrize("text", EVERY)
+def test_the_gap_of_an_exact_mask_is_nothing(text):
+    for kind in SCORES:
+        scores = make_scores(kind, np.random.default_rng(5), (32, 64))
+        assert gs.choose_mask(scores, text, sparsity_of(text, 0.83)).gap == 0, kind
+
+
+def test_a_gap_that_is_rounding_is_none_beside_scores_of_other_magnitudes():
+    scores = np.float32([[4e17, 2e-4, 4e-3], [9e-6, 2e-17, 1e17]])
+    selection = gs.choose_mask(scores, "gs(2,1)", 0.76)
+    assert selection.score == 0
+    assert selection.gap == 0
 
 
 def test_a_worse_mask_is_verified_with_its_true_gap():
@@ -1084,3 +1173,32 @@ def test_check_lists_every_violation(seed):
             expected = {n if v.row is None else n * pattern.per_row for n in matching}
             assert v.expected in expected
             assert v.count != v.expected
+
+
+def test_limits_of_any_size_and_kind():
+    scores = np.ones((8, 16), np.float32)
+    assert gs.choose_mask(scores, "gs(4,2)", 0.5, max_per_group=10**30).gap == 0
+    with pytest.raises(gs.PatternError, match="min_per_group"):
+        gs.choose_mask(scores, "gs(4,2)", 0.5, min_per_group=10**30)
+    with pytest.raises(ValueError, match=r"min_per_group must .*, got None"):
+        gs.choose_mask(scores, "gs(4,2)", 0.5, min_per_group=None)
+
+
+def test_check_refuses_what_is_no_mask():
+    scores = np.ones((4, 8), np.float32)
+    selection = gs.choose_mask(scores, "gs(4,2)", 0.5)
+    for given, words in (
+        (selection, "got a Selection; pass its .mask"),
+        (None, "got NoneType"),
+        (np.array([["a", "b"]]), "got <U1"),
+        ("gs(4,2)", "got str"),
+        (gs.encode(scores, "irregular"), "got CSRMatrix"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            gs.check(given, "gs(4,2)")
+    with pytest.raises(ValueError, match="rows of different lengths"):
+        gs.check([[1, 0], [1]], "gs(2,1)")
+    for order in ([0, 0, 1, 2], [0, 1, 2, 4], [-1, 0, 1, 2]):
+        with pytest.raises(gs.FormatError, match="permutation: every row from 0 to 3 once"):
+            gs.check(selection.mask, "gs(4,2)", order)
+    assert gs.check(np.zeros((0, 8), bool), "gs(4,2)+scatter", [])
