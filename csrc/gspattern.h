@@ -4,7 +4,9 @@
  *
  * The one public header, in the order of that line. Rules that hold for every function:
  *   - a status is returned, GSP_OK or the first thing that was wrong; outputs are only defined after GSP_OK;
- *   - the caller owns every array that it passes; what the library allocates has a *_destroy of its own;
+ *   - the caller owns every array that it passes, and no thread may write to it during the call; what the
+ *     library allocates has a *_destroy of its own;
+ *   - arrays are aligned as their elements ask, and one without elements may be NULL;
  *   - matrices are rows x cols in C order; rows are outputs (M), cols are inputs (K), n counts columns of x;
  *   - nothing prints, nothing aborts, and there is no global state: memory and threads belong to a gsp_context.
  * The terms (bank, row group, bundle, row order) are those of arXiv 2112.10898; docs/FORMAT.md
@@ -52,7 +54,8 @@ GSP_API const char *gsp_status_text(gsp_status status);
 
 /* ----------------------------------------------------------------- context */
 
-/* Where memory comes from. allocate returns NULL on failure; release accepts NULL. */
+/* Where memory comes from. allocate returns NULL on failure; release accepts NULL. With more than one thread, or
+ * a context that several use, both are called from several threads at once. */
 typedef struct gsp_allocator {
     void *(*allocate)(void *user, size_t bytes);
     void (*release)(void *user, void *memory);
@@ -61,10 +64,11 @@ typedef struct gsp_allocator {
 
 typedef struct gsp_context gsp_context;
 
-/* allocator NULL means malloc and free. One context may be used from several threads at once. */
+/* allocator NULL means malloc and free. One context may be used from several threads at once. It is
+ * destroyed after all plans and prices that were made with it. */
 GSP_API gsp_status gsp_context_create(const gsp_allocator *allocator, gsp_context **context);
 GSP_API void gsp_context_destroy(gsp_context *context);
-/* threads >= 1. Results never depend on it. */
+/* 1 (at first) to 256, GSP_ERROR_SHAPE otherwise; may be set at any time. Results never depend on it. */
 GSP_API gsp_status gsp_context_set_threads(gsp_context *context, int threads);
 GSP_API int gsp_context_threads(const gsp_context *context);
 
@@ -73,7 +77,8 @@ GSP_API int gsp_context_threads(const gsp_context *context);
 typedef enum gsp_kind { GSP_GS = 0, GSP_IRREGULAR = 1, GSP_BLOCK = 2, GSP_NM = 3 } gsp_kind;
 typedef enum gsp_layout { GSP_INTERLEAVED = 0, GSP_CONTIGUOUS = 1 } gsp_layout;
 
-/* Only the members of the kind are read. */
+/* Only the members of the kind are read. Functions that return a status refuse a malformed pattern; the
+ * others in this section want a well-formed one, and cols > 0. */
 typedef struct gsp_pattern {
     gsp_kind kind;
     uint32_t banks, per_row; /* GS(B, k): per_row divides banks */
@@ -159,8 +164,9 @@ GSP_API gsp_status gsp_check(gsp_context *context, const uint8_t *mask, int64_t 
                              const gsp_pattern *pattern, const uint32_t *row_order,
                              gsp_violation *violations, size_t capacity, size_t *count);
 
-/* Adds the fewest elements that make `mask` valid for the pattern, in place; bundles (may be
- * NULL) as above. GSP_ERROR_MASK with the first group that cannot hold its elements in *group. */
+/* Adds the fewest elements that make `mask` valid for the pattern, in place. row_order as above. If a
+ * group cannot hold its elements: GSP_ERROR_MASK, the first such group in *group (-1 otherwise), and the
+ * elements are those that they were. GSP_ERROR_PATTERN if there are more banks than columns. */
 GSP_API gsp_status gsp_complete(gsp_context *context, uint8_t *mask, int64_t rows, int64_t cols,
                                 const gsp_pattern *pattern, const uint32_t *row_order,
                                 int64_t *group);
@@ -267,9 +273,9 @@ typedef struct gsp_plan_info {
 } gsp_plan_info;
 
 /* Lays a matrix out for products with n columns of x; n = 1 also serves batch-major samples of
- * any number. The matrix is validated; the plan keeps nothing of it, but the context must
- * outlive the plan. GSP_ERROR_BACKEND if this machine cannot run the backend, or what
- * gsp_validate found. */
+ * any number. The matrix is validated, its arrays taken to be as long as gsp_sizes says; the plan
+ * keeps nothing of it, but the context must outlive the plan. GSP_ERROR_BACKEND if this machine
+ * cannot run the backend, GSP_ERROR_SHAPE if n is negative, or what gsp_validate found. */
 GSP_API gsp_status gsp_plan_create(gsp_context *context, const gsp_matrix *matrix,
                                    gsp_backend backend, int64_t n, gsp_plan **plan);
 GSP_API void gsp_plan_destroy(gsp_plan *plan);
@@ -301,9 +307,10 @@ typedef struct gsp_strides {
 
 /* y = activation(W x + bias + residual) for `samples` vectors. x, y, bias and residual are
  * double for a float64 matrix and float for all others. A plan made for n = 1 needs x_col =
- * y_row = 1, one for more columns x_sample = y_sample = 1: GSP_ERROR_SHAPE otherwise. strides
- * NULL: both contiguous in that sense. y must not overlap x. Neither allocates nor fails once
- * the arguments are right. */
+ * y_row = 1, one for more columns x_sample = y_sample = 1: GSP_ERROR_SHAPE otherwise, as for an
+ * unknown activation. strides NULL: both contiguous in that sense. y must not overlap x. Neither
+ * allocates nor fails once the arguments are right. With a plan for n = 1, an infinite or NaN
+ * entry of x may make NaN of rows of its sample that do not use it, as in a dense product. */
 GSP_API gsp_status gsp_multiply(const gsp_plan *plan, const void *x, int64_t samples,
                                 const gsp_strides *strides, void *y, const gsp_epilogue *epilogue);
 

@@ -272,6 +272,11 @@ def multiply(matrix: Matrix, x: npt.ArrayLike) -> Array:
         If x has another dtype: nothing is converted silently.
     ValueError
         If x has another shape.
+
+    Notes
+    -----
+    Kernels for a vector pad rows with zeros, and 0 times an infinite or NaN entry of x is NaN: rows that do
+    not use the entry may get one, as they do in a dense product. The scalar backend never pads.
     """
     if type(x) is np.ndarray and x.ndim == 1:  # the way of most calls, kept short
         plan: Plan | None = matrix._plans.get((_chosen.get(), False))
@@ -330,6 +335,10 @@ def linear(
         If something has another dtype: nothing is converted silently.
     ValueError
         If a shape does not fit, the activation is unknown, or out cannot be written.
+
+    Notes
+    -----
+    An infinite or NaN entry of x may make NaN of outputs of its own sample that do not use it: see `multiply`.
     """
     number = _ACTIVATION_NUMBERS.get(activation)
     if number is None:
