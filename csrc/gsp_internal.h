@@ -5,6 +5,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "gspattern.h"
 
@@ -27,6 +28,13 @@ static inline bool gspi_mul(size_t a, size_t b, size_t *result) {
 }
 static inline bool gspi_add(size_t a, size_t b, size_t *result) {
     return !__builtin_add_overflow(a, b, result);
+}
+/* memset and memcpy, but NULL is fine for no bytes. */
+static inline void gspi_clear(void *memory, size_t bytes) {
+    if (bytes > 0) memset(memory, 0, bytes);
+}
+static inline void gspi_copy_bytes(void *target, const void *source, size_t bytes) {
+    if (bytes > 0) memcpy(target, source, bytes);
 }
 static inline int64_t gspi_min(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t gspi_max(int64_t a, int64_t b) { return a > b ? a : b; }

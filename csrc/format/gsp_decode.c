@@ -88,7 +88,7 @@ static gsp_status decode(gsp_context *context, job *work) {
 
 gsp_status gsp_decode(gsp_context *context, const gsp_matrix *matrix, void *weights) {
     job work = {.matrix = matrix, .value_bytes = gsp_dtype_size(matrix->dtype), .weights = weights};
-    memset(weights, 0, (size_t)(matrix->rows * matrix->cols) * work.value_bytes);
+    gspi_clear(weights, (size_t)(matrix->rows * matrix->cols) * work.value_bytes);
     return decode(context, &work);
 }
 
@@ -96,6 +96,6 @@ gsp_status gsp_columns(gsp_context *context, const gsp_matrix *matrix, uint32_t 
     gsp_lengths lengths;
     GSP_TRY(gsp_sizes(matrix, &lengths));
     job work = {.matrix = matrix, .columns = columns};
-    memset(columns, 0, lengths.values / gsp_dtype_size(matrix->dtype) * sizeof *columns);
+    gspi_clear(columns, lengths.values / gsp_dtype_size(matrix->dtype) * sizeof *columns);
     return decode(context, &work);
 }

@@ -349,7 +349,7 @@ gsp_status gsp_encode(gsp_context *context, const void *weights, const uint8_t *
     if (pattern->kind == GSP_NM) {
         body = encode_nm;
         items = gspi_ceil_div(groups, GSPI_NM_ROWS);
-        memset(indices, 0, lengths.indices);
+        gspi_clear(indices, lengths.indices);
     }
     const int workers = gspi_workers(context, items);
     job work = {.matrix = matrix,

@@ -63,6 +63,7 @@ static gsp_status check_row_order(const check *work, gsp_context *context) {
 static gsp_status check_scales(const check *work) {
     const gsp_matrix *matrix = work->matrix;
     if (matrix->dtype != GSP_INT8) return matrix->scales == NULL ? GSP_OK : GSP_ERROR_DTYPE;
+    GSP_CHECK(matrix->scales != NULL || matrix->rows == 0, GSP_ERROR_DTYPE);
     for (int64_t row = 0; row < matrix->rows; row++)
         if (!isfinite(matrix->scales[row]))
             return fail(work, GSP_ERROR_SCALES, "scales", (uint64_t)row, 0, 0);

@@ -200,13 +200,13 @@ gsp_status gspi_solve_many(gsp_context *context, gspi_task *tasks, size_t count,
         int64_t at = 0;
         for (size_t i = 0; i < count; i++) {
             set_own_limits(&tasks[i]);
-            memcpy(all + at, tasks[i].ladders, (size_t)tasks[i].count * sizeof *all);
+            gspi_copy_bytes(all + at, tasks[i].ladders, (size_t)tasks[i].count * sizeof *all);
             at += tasks[i].count;
         }
         const int64_t kept = gspi_allot(all, total, keep);
         at = 0;
         for (size_t i = 0; i < count; i++) {
-            memcpy(tasks[i].ladders, all + at, (size_t)tasks[i].count * sizeof *all);
+            gspi_copy_bytes(tasks[i].ladders, all + at, (size_t)tasks[i].count * sizeof *all);
             at += tasks[i].count;
         }
         *bound = lagrangian(tasks, count, all, total, keep - kept);

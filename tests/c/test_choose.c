@@ -162,12 +162,43 @@ static void test_line(gsp_context *context, int threads) {
     free(weights);
 }
 
+/* Of several matrices, the one with a bad score has its place, the others -1. */
+static void test_faults(gsp_context *context) {
+    const float good[] = {1, 2, 3, 4}, bad[] = {1, 2, -1, 4};
+    uint8_t masks[3][4];
+    gsp_choice choices[3];
+    for (int i = 0; i < 3; i++)
+        choices[i] = (gsp_choice){
+            .scores = i == 2 ? bad : good,
+            .rows = i == 1 ? 0 : 2,
+            .cols = 2,
+            .pattern = {.kind = GSP_IRREGULAR},
+            .max_per_group = -1,
+            .max_keep = -1,
+            .mask = masks[i],
+        };
+    EXPECT_INT(gsp_choose(context, choices, 3, 4, GSP_EXACT, NULL, NULL), GSP_ERROR_SCORE);
+    EXPECT_INT(choices[0].fault, -1);
+    EXPECT_INT(choices[1].fault, -1);
+    EXPECT_INT(choices[2].fault, 2);
+    EXPECT_INT(gsp_choose(context, choices, 2, 3, GSP_EXACT, NULL, NULL), GSP_OK);
+    EXPECT_INT(choices[0].kept, 3);
+    EXPECT_INT(choices[0].fault, -1);
+
+    /* What can be kept is said with the refusal. */
+    choices[0].pattern = (gsp_pattern){.kind = GSP_GS, .banks = 2, .per_row = 2};
+    EXPECT_INT(gsp_choose(context, choices, 1, 9, GSP_EXACT, NULL, NULL), GSP_ERROR_BUDGET);
+    EXPECT_INT(choices[0].least, 0);
+    EXPECT_INT(choices[0].most, 4);
+}
+
 int main(void) {
     gsp_context *context;
     EXPECT_INT(gsp_context_create(NULL, &context), GSP_OK);
     test_against_all_masks(context);
     test_line(context, 1);
     test_line(context, 3);
+    test_faults(context);
     gsp_context_destroy(context);
     return gsp_test_done("choose");
 }

@@ -75,12 +75,50 @@ static void test_lengths(gsp_context *context) {
     }
 }
 
+/* Arrays without elements may be NULL, from the mask to y. */
+static void test_nothing(gsp_context *context) {
+    static const gsp_pattern patterns[] = {
+        {.kind = GSP_GS, .banks = 4, .per_row = 4},
+        {.kind = GSP_GS, .banks = 4, .per_row = 1},
+        {.kind = GSP_IRREGULAR},
+        {.kind = GSP_BLOCK, .block_rows = 2, .block_cols = 3},
+        {.kind = GSP_NM, .nm_n = 2, .nm_m = 4},
+    };
+    for (size_t i = 0; i < sizeof patterns / sizeof *patterns; i++)
+        for (int64_t cols = 0; cols < 6; cols += 5) {
+            gsp_matrix matrix = {.pattern = patterns[i], .cols = cols, .dtype = GSP_INT8};
+            uint32_t indptr[1] = {7};
+            gsp_lengths lengths;
+            EXPECT_INT(gsp_measure(context, NULL, &matrix, indptr), GSP_OK);
+            EXPECT(indptr[0] == 0 && matrix.units == 0);
+            EXPECT_INT(gsp_sizes(&matrix, &lengths), GSP_OK);
+            EXPECT(lengths.values == 0 && lengths.indices == 0 && lengths.indptr == 4);
+            EXPECT_INT(gsp_encode(context, NULL, NULL, &matrix, NULL, NULL), GSP_OK);
+            EXPECT_INT(gsp_validate(context, &matrix, &lengths, NULL), GSP_OK);
+            EXPECT_INT(gsp_decode(context, &matrix, NULL), GSP_OK);
+            EXPECT_INT(gsp_columns(context, &matrix, NULL), GSP_OK);
+            size_t violations = 1;
+            EXPECT_INT(gsp_check(context, NULL, 0, cols, &patterns[i], NULL, NULL, 0, &violations),
+                       GSP_OK);
+            EXPECT_INT(violations, 0);
+            int64_t group = 0;
+            EXPECT_INT(gsp_complete(context, NULL, 0, cols, &patterns[i], NULL, &group), GSP_OK);
+            EXPECT_INT(group, -1);
+            gsp_plan *plan = NULL;
+            EXPECT_INT(gsp_plan_create(context, &matrix, GSP_SCALAR, 1, &plan), GSP_OK);
+            const float x[5] = {0};
+            EXPECT_INT(gsp_multiply(plan, x, 1, NULL, NULL, NULL), GSP_OK);
+            gsp_plan_destroy(plan);
+        }
+}
+
 int main(void) {
     gsp_context *context;
     EXPECT_INT(gsp_context_create(NULL, &context), GSP_OK);
     test_round_trip(context);
     test_invalid_masks(context);
     test_lengths(context);
+    test_nothing(context);
     gsp_context_destroy(context);
     return gsp_test_done("matrix");
 }

@@ -101,10 +101,88 @@ static void test_products(gsp_context *context) {
         }
 }
 
+/* x and y may have rows further apart than they are long; what lies between stays as it is. */
+static void test_strides(gsp_context *context) {
+    static const gsp_shape shape = GSP_SHAPE(8, 2, GSP_INTERLEAVED, 13, 33, true);
+    enum { ROWS = 13, COLS = 33, N = 5, GAP = 3 };
+    gsp_sample sample;
+    EXPECT_INT(gsp_sample_make(context, &shape, GSP_FLOAT32, 21, &sample), GSP_OK);
+    gsp_backend backends[GSP_BACKENDS];
+    const int count = gsp_backends(backends);
+    for (int b = 0; b < count; b++) {
+        for (int columns = 0; columns < 2; columns++) {
+            gsp_plan *plan = NULL;
+            EXPECT_INT(
+                gsp_plan_create(context, &sample.matrix, backends[b], columns ? N : 1, &plan),
+                GSP_OK);
+            if (plan == NULL) continue;
+            const int64_t x_line = (columns ? N : COLS) + GAP, x_lines = columns ? COLS : N;
+            const int64_t y_line = (columns ? N : ROWS) + GAP, y_lines = columns ? ROWS : N;
+            const gsp_strides strides =
+                columns ? (gsp_strides){x_line, 1, y_line, 1} : (gsp_strides){1, x_line, 1, y_line};
+            float *x = gsp_test_bytes((size_t)(x_line * x_lines - GAP) * sizeof *x);
+            float *y = gsp_test_bytes((size_t)(y_line * y_lines - GAP) * sizeof *y);
+            float *residual = gsp_test_bytes((size_t)(y_line * y_lines - GAP) * sizeof *residual);
+            for (int64_t i = 0; i < x_line * x_lines - GAP; i++) x[i] = (float)(i % 17 - 8);
+            for (int64_t i = 0; i < y_line * y_lines - GAP; i++) {
+                y[i] = 77;
+                residual[i] = (float)(i % 13 - 6);
+            }
+            const gsp_epilogue epilogue = {.residual = residual, .activation = GSP_RELU};
+            EXPECT_INT(gsp_multiply(plan, x, N, &strides, y, &epilogue), GSP_OK);
+            bool same = true;
+            for (int64_t line = 0; line < y_lines; line++)
+                for (int64_t i = 0; i < (line + 1 < y_lines ? y_line : y_line - GAP); i++) {
+                    const int64_t at = line * y_line + i, row = columns ? line : i;
+                    double sum = residual[at];
+                    const bool between = i >= y_line - GAP;
+                    for (int64_t col = 0; col < COLS && !between; col++)
+                        sum += weight_of(&sample, row * COLS + col) *
+                               x[columns ? col * x_line + i : line * x_line + col];
+                    same = same && y[at] == (between ? 77 : sum < 0 ? 0 : sum);
+                }
+            EXPECT(same);
+
+            /* What does not fit is refused, and nothing is written. */
+            const gsp_strides wrong = {2, 2, 2, 2};
+            EXPECT_INT(gsp_multiply(plan, x, N, &wrong, y, NULL), GSP_ERROR_SHAPE);
+            EXPECT_INT(gsp_multiply(plan, x, -1, &strides, y, NULL), GSP_ERROR_SHAPE);
+            const gsp_epilogue unknown = {.activation = (gsp_activation)(GSP_SILU + 1)};
+            EXPECT_INT(gsp_multiply(plan, x, N, &strides, y, &unknown), GSP_ERROR_SHAPE);
+            free(x);
+            free(y);
+            free(residual);
+            gsp_plan_destroy(plan);
+        }
+    }
+    gsp_sample_free(&sample);
+}
+
+static void test_refusals(gsp_context *context) {
+    EXPECT(strcmp(gsp_backend_name(GSP_SCALAR), "scalar") == 0);
+    EXPECT(strcmp(gsp_backend_name(GSP_AVX2), "avx2") == 0);
+    EXPECT(strcmp(gsp_backend_name(GSP_AVX512), "avx512") == 0);
+    EXPECT(gsp_backend_name((gsp_backend)GSP_BACKENDS) == NULL);
+    gsp_sample sample;
+    EXPECT_INT(gsp_sample_make(context, &gsp_shapes[0], GSP_INT8, 3, &sample), GSP_OK);
+    gsp_plan *plan = NULL;
+    EXPECT_INT(gsp_plan_create(context, &sample.matrix, (gsp_backend)GSP_BACKENDS, 1, &plan),
+               GSP_ERROR_BACKEND);
+    EXPECT_INT(gsp_plan_create(context, &sample.matrix, GSP_SCALAR, -1, &plan), GSP_ERROR_SHAPE);
+    gsp_matrix matrix = sample.matrix;
+    matrix.scales = NULL;
+    EXPECT_INT(gsp_plan_create(context, &matrix, GSP_SCALAR, 1, &plan), GSP_ERROR_DTYPE);
+    EXPECT(plan == NULL);
+    gsp_plan_destroy(NULL);
+    gsp_sample_free(&sample);
+}
+
 int main(void) {
     gsp_context *context;
     EXPECT_INT(gsp_context_create(NULL, &context), GSP_OK);
     test_products(context);
+    test_strides(context);
+    test_refusals(context);
     gsp_context_destroy(context);
     return gsp_test_done("multiply");
 }
