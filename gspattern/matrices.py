@@ -7,9 +7,9 @@ third way, and matrices do not change, so whatever holds one may trust it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import ml_dtypes
 import numpy as np
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from gspattern import _core
 from gspattern._core import FormatError, PatternError
-from gspattern.masks import check, choose_mask
+from gspattern.masks import _as_array, _as_row_order, check, choose_mask
 from gspattern.patterns import (
     GS,
     NM,
@@ -165,12 +165,7 @@ class Matrix:
         """
         shape = _shape(shape)
         pattern = parse_pattern(pattern).resolve(shape)
-        kind = _class_of(pattern)
-        if not issubclass(kind, cls):
-            raise TypeError(
-                f"{pattern} is stored as a {kind.__name__}; use Matrix.from_arrays, not "
-                f"{cls.__name__}.from_arrays"
-            )
+        kind = cls._kind_of(pattern)
         given = {
             "values": values,
             "indices": indices,
@@ -195,13 +190,22 @@ class Matrix:
         matrix._validate()
         return matrix
 
-    @staticmethod
-    def from_dense(weights: npt.ArrayLike, pattern: str | Pattern) -> Matrix:
-        """Store the nonzeros of weights: `encode` without a mask."""
-        return encode(weights, pattern)
+    @classmethod
+    def from_dense(
+        cls: type[AnyMatrix], weights: npt.ArrayLike, pattern: str | Pattern
+    ) -> AnyMatrix:
+        """Store the nonzeros of weights: `encode` without a mask, which says what is taken and raised.
 
-    @staticmethod
-    def from_csr(matrix: Any, pattern: str | Pattern) -> Matrix:
+        A TypeError is raised as well if another class than this one stores the pattern.
+        """
+        matrix = encode(weights, pattern)
+        cls._kind_of(matrix.pattern)
+        return cast(AnyMatrix, matrix)
+
+    @classmethod
+    def from_csr(
+        cls: type[AnyMatrix], matrix: Any, pattern: str | Pattern = "irregular"
+    ) -> AnyMatrix:
         """Store a sparse matrix of SciPy.
 
         Parameters
@@ -216,16 +220,38 @@ class Matrix:
         Returns
         -------
         GSMatrix, BlockMatrix or CSRMatrix
+
+        Raises
+        ------
+        PatternError
+            If no valid mask of the pattern holds all these elements.
+        TypeError
+            If it is no sparse matrix of SciPy, has another dtype, or another class stores the pattern.
         """
+        if not hasattr(matrix, "tocsr"):
+            raise TypeError(
+                f"from_csr takes a sparse matrix of SciPy, got {type(matrix).__name__}; "
+                "from_dense takes arrays"
+            )
         csr = matrix.tocsr(copy=True)
         csr.sum_duplicates()
         mask = np.zeros(csr.shape, np.bool_)
         mask[np.repeat(np.arange(csr.shape[0]), np.diff(csr.indptr)), csr.indices] = True
         pattern = parse_pattern(pattern).resolve(csr.shape)
+        cls._kind_of(pattern)
         order = _by_count(mask) if pattern.scatter else None
         scales = np.ones(csr.shape[0], np.float32) if csr.dtype == np.int8 else None
         mask = _complete(mask, pattern, order)
-        return encode(csr.toarray(), pattern, mask=mask, row_order=order, scales=scales)
+        made = encode(csr.toarray(), pattern, mask=mask, row_order=order, scales=scales)
+        return cast(AnyMatrix, made)
+
+    @classmethod
+    def _kind_of(cls: type[AnyMatrix], pattern: Pattern) -> type[AnyMatrix]:
+        """The class that stores a resolved pattern, which must be this one or derived from it."""
+        kind = _class_of(pattern)
+        if not issubclass(kind, cls):
+            raise TypeError(f"{pattern} is stored as a {kind.__name__}, not as a {cls.__name__}")
+        return kind
 
     @classmethod
     def _make(
@@ -403,15 +429,38 @@ class Matrix:
             If SciPy is not installed.
         """
         try:
-            from scipy.sparse import csr_array
+            from scipy.sparse import coo_array
         except ImportError as error:
             raise ImportError("to_csr needs SciPy; install it with `pip install scipy`") from error
-        mask, dense = self.mask(), self.to_dense()
-        values = dense[mask]
+        rows, there = self._places()
+        values = self._values[there]
         if values.dtype in (DTYPES[2][0], DTYPES[3][0]):
             values = values.astype(np.float32)
-        indptr = np.concatenate([[0], np.cumsum(mask.sum(axis=1))])
-        return csr_array((values, mask.nonzero()[1], indptr), shape=self._shape)
+        index = np.int32 if max(self._shape) < 2**31 else np.int64  # as SciPy chooses by itself
+        row, column = rows[there].astype(index), self.columns()[there].astype(index)
+        csr = coo_array((values, (row, column)), shape=self._shape).tocsr()
+        csr.sort_indices()
+        return csr
+
+    def _places(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """The row of every value, and whether there is such an element; in the shape of `values`."""
+        pattern, (rows, cols) = self._pattern, self._shape
+        group = np.repeat(np.arange(len(self._indptr) - 1), np.diff(self._indptr))
+        inside = np.ones(self._values.shape, np.bool_)
+        if isinstance(pattern, Banked):
+            slot = np.arange(pattern.banks)
+            position = group[:, None] * pattern.group_rows + slot // pattern.per_row
+        elif isinstance(pattern, Block):
+            left = self._indices.astype(np.int64) * pattern.cols
+            inside &= left[:, None, None] + np.arange(pattern.cols) < cols
+            position = (group * pattern.rows)[:, None, None] + np.arange(pattern.rows)[:, None]
+        else:
+            position = group
+        inside &= position < rows
+        row = np.minimum(position, rows - 1)
+        if self._row_order is not None:
+            row = self._row_order.astype(np.int64)[row]
+        return np.broadcast_to(row, inside.shape), inside
 
     # ---- converting
 
@@ -435,10 +484,10 @@ class Matrix:
         if target == self.dtype:
             return self
         if self._scales is not None:
-            dense = self.to_dense().astype(np.float64) * self._scales[:, None]
-            return self._with_weights(dense.astype(target))
-        arrays = {**self.arrays(), "values": _aligned(self._values.astype(target))}
-        return type(self)._make(self._pattern, self._shape, arrays, self._kernel_shape)
+            rows, there = self._places()
+            scaled = self._values.astype(np.float64) * self._scales[rows]
+            return self._with_values(np.where(there, scaled, 0).astype(target))
+        return self._with_values(self._values.astype(target))
 
     def quantize(self, dtype: npt.DTypeLike = "int8") -> Matrix:
         """Round the values to int8, with one scale for each row: symmetric, no zero point.
@@ -462,27 +511,41 @@ class Matrix:
             raise TypeError(f"quantize makes int8 only, got {dtype}; use astype for float types")
         if self.dtype == np.int8:
             return self
-        dense = self.to_dense().astype(np.float64)
-        if not np.isfinite(dense).all():
-            row, col = np.argwhere(~np.isfinite(dense))[0]
+        values = self._values.astype(np.float64)
+        rows, _ = self._places()
+        finite = np.isfinite(values)
+        if not finite.all():
+            at = np.unravel_index(int(np.argmin(finite)), values.shape)
             raise ValueError(
-                f"values must be finite to be quantized, got {dense[row, col]} in row {row}, "
-                f"column {col}"
+                f"values must be finite to be quantized, got {values[at]} in row {rows[at]}, "
+                f"column {self.columns()[at]}"
             )
-        scales = (np.abs(dense).max(axis=1, initial=0) / 127).astype(np.float32)
+        largest = np.zeros(self._shape[0])
+        np.maximum.at(largest, rows, np.abs(values))
+        with np.errstate(over="ignore"):
+            scales = _as_scales(largest / 127, self._shape[0], np.dtype(np.int8))
         scales[scales == 0] = 1
-        steps = np.clip(np.rint(dense / scales[:, None].astype(np.float64)), -127, 127)
-        return self._with_weights(steps.astype(np.int8), scales)
+        steps = np.clip(np.rint(values / scales.astype(np.float64)[rows]), -127, 127)
+        return self._with_values(steps.astype(np.int8), scales)
 
-    def _with_weights(self, weights: Array, scales: Array | None = None) -> Matrix:
-        """Encode other weights in the same way."""
-        matrix = encode(
-            weights, self._pattern, mask=self.mask(), row_order=self._row_order, scales=scales
-        )
-        matrix._kernel_shape = self._kernel_shape
-        return matrix
+    def _with_values(
+        self: AnyMatrix, values: Array, scales: npt.NDArray[np.float32] | None = None
+    ) -> AnyMatrix:
+        """The same matrix but for its values and scales; places outside of it must hold 0."""
+        arrays = {**self.arrays(), "values": _aligned(values)}
+        arrays.pop("scales", None)
+        if scales is not None:
+            arrays["scales"] = _aligned(scales)
+        return self._make(self._pattern, self._shape, arrays, self._kernel_shape)
 
     # ---- multiplying
+
+    __array_ufunc__ = None  # NumPy leaves `x @ matrix` to __rmatmul__
+
+    def __rmatmul__(self, x: object) -> Array:
+        raise TypeError(
+            "x @ matrix is not there; write matrix @ x for W x, or matrix.linear(x) for x W^T"
+        )
 
     def __matmul__(self, x: npt.ArrayLike) -> Array:
         from gspattern import plans
@@ -649,8 +712,8 @@ def encode(
     pattern : str or Pattern
         Resolved for the shape, so "gs(cpu)" is fine.
     mask : array_like of bool, optional
-        The shape of `weights`; true is kept, zeros included. Without one, the elements that are not 0
-        are kept (-0.0 is 0), and as few more as make a valid mask.
+        The shape of `weights`, or of their matrix [M, K]; true is kept, zeros included. Without one, the
+        elements that are not 0 are kept (-0.0 is 0), and as few more as make a valid mask.
     row_order : array_like of int, optional
         [M], for patterns with scatter: the row at every grouped position, as `choose_mask` gives it.
         Without one: rows by falling number of elements if there is no mask or if per_row is banks, else
@@ -671,12 +734,16 @@ def encode(
     ValueError
         If shapes do not agree.
     """
-    array = np.asarray(weights)
+    if isinstance(weights, Matrix):
+        raise TypeError(
+            f"weights are a {type(weights).__name__} already; encode its to_dense(), or convert it by "
+            "astype or quantize"
+        )
+    array = _as_array(weights, "weights")
     number, carrier = _number_of(array.dtype)
-    kept = None if mask is None else _as_mask(mask, array.shape)
     kernel_shape = None if array.ndim == 2 else array.shape
     array = as_matrix(array)
-    kept = None if kept is None else as_matrix(kept)
+    kept = None if mask is None else _as_mask(mask, kernel_shape, array.shape)
     shape = (array.shape[0], array.shape[1])
     pattern = parse_pattern(pattern).resolve(shape)
     kind = _class_of(pattern)
@@ -686,7 +753,10 @@ def encode(
     arrays: dict[str, Array] = {}
     order = None
     if row_order is not None:
-        order = _as_row_order(row_order, shape[0], pattern)
+        if not pattern.scatter:
+            hint = f"; did you mean {pattern}+scatter?" if isinstance(pattern, GS) else ""
+            raise PatternError(f"{pattern} takes no row_order{hint}")
+        order = _as_row_order(row_order, shape[0])
     chosen = array != 0 if kept is None else kept
     if pattern.scatter and order is None:
         order = np.arange(shape[0], dtype=np.uint32)
@@ -704,11 +774,11 @@ def encode(
     except PatternError:
         if check(chosen, pattern, order):
             raise
-        raise _mask_error(chosen, pattern, order) from None
+        raise _mask_error(chosen, pattern, order, row_order is not None) from None
     arrays["values"] = packed[0].view(native)
     arrays["indices"], arrays["indptr"] = packed[1:]
     if isinstance(pattern, BankBalanced) and _uneven_row(arrays["indptr"]):
-        raise _mask_error(chosen, pattern, order)
+        raise _mask_error(chosen, pattern, order, row_order is not None)
     return kind._make(pattern, shape, arrays, kernel_shape)
 
 
@@ -757,9 +827,9 @@ def from_matrix(matrix: npt.ArrayLike, shape: Sequence[int]) -> Array:
         If the sizes do not agree.
     """
     array = np.asarray(matrix)
-    shape = tuple(shape)
-    if len(shape) not in (2, 3, 4):
-        raise ValueError(f"shape must have 2, 3 or 4 numbers, got {shape}")
+    shape = tuple(shape) if isinstance(shape, Iterable) else (shape,)
+    if len(shape) not in (2, 3, 4) or not all(isinstance(n, int | np.integer) for n in shape):
+        raise ValueError(f"shape must have 2, 3 or 4 whole numbers, got {shape}")
     if array.shape != (shape[0], math.prod(shape[1:])):
         raise ValueError(
             f"weights of shape {shape} are a matrix of {(shape[0], math.prod(shape[1:]))}, got "
@@ -1004,7 +1074,7 @@ def _number_of(dtype: np.dtype[Any]) -> tuple[int, np.dtype[Any]]:
 
 def _as_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
     try:
-        wanted = np.dtype(dtype)
+        wanted = None if dtype is None else np.dtype(dtype)  # NumPy takes None for float64
     except TypeError:
         wanted = None
     if wanted is None or all(wanted != known for known, _ in DTYPES):
@@ -1012,27 +1082,18 @@ def _as_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
     return wanted
 
 
-def _as_mask(mask: npt.ArrayLike, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
-    array = np.asarray(mask)
+def _as_mask(
+    mask: npt.ArrayLike, kernel: tuple[int, ...] | None, shape: tuple[int, ...]
+) -> npt.NDArray[np.bool_]:
+    """The mask of weights of a shape, or of a convolution's of shape `kernel`, as a matrix."""
+    array = _as_array(mask, "mask")
     if array.dtype != np.bool_:
         raise TypeError(f"mask must be of bool, got {array.dtype}; did you mean mask != 0?")
-    if array.shape != shape:
-        raise ValueError(f"mask must have the shape of the weights {shape}, got {array.shape}")
-    return array
-
-
-def _as_row_order(row_order: npt.ArrayLike, rows: int, pattern: Pattern) -> npt.NDArray[np.uint32]:
-    if not pattern.scatter:
-        hint = f"; did you mean {pattern}+scatter?" if isinstance(pattern, GS) else ""
-        raise PatternError(f"{pattern} takes no row_order{hint}")
-    order = np.asarray(row_order)
-    if order.shape != (rows,) or (order.dtype.kind not in "iu" and rows):
+    if array.shape != shape and array.shape != kernel:
         raise ValueError(
-            f"row_order must be {rows} integers, got {order.dtype} of shape {order.shape}"
+            f"mask must have the shape of the weights {kernel or shape}, got {array.shape}"
         )
-    if not np.array_equal(np.sort(order), np.arange(rows)):
-        raise ValueError(f"row_order must be a permutation: every row from 0 to {rows - 1} once")
-    return order.astype(np.uint32)
+    return as_matrix(array)
 
 
 def _by_count(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint32]:
@@ -1064,7 +1125,10 @@ def _complete(
     if isinstance(pattern, BankBalanced):
         return _complete_balanced(mask, pattern)
     mask = mask.copy()
-    _core.complete_mask(mask, pattern.core(), order)
+    try:
+        _core.complete_mask(mask, pattern.core(), order)
+    except PatternError as error:
+        raise PatternError(f"{pattern}: {error}; prune with gspattern.choose_mask first") from None
     return mask
 
 
@@ -1092,7 +1156,10 @@ def _uneven_row(indptr: Array) -> int:
 
 
 def _mask_error(
-    mask: npt.NDArray[np.bool_], pattern: Pattern, order: npt.NDArray[np.uint32] | None
+    mask: npt.NDArray[np.bool_],
+    pattern: Pattern,
+    order: npt.NDArray[np.uint32] | None,
+    order_given: bool,
 ) -> PatternError:
     """Say where a mask breaks its pattern first."""
     first = check(mask, pattern, order).violations[0]
@@ -1101,10 +1168,12 @@ def _mask_error(
         where += f", row {first.row}"
     if first.bank is not None:
         where += f", bank {first.bank}"
+    hint = "gspattern.check lists all such places, gspattern.choose_mask makes valid masks"
+    if pattern.scatter and not order_given:
+        hint = "give the row_order that the mask was chosen with"
     return PatternError(
         f"the mask is not valid for {pattern}: {where} holds {first.count} where {first.expected} "
-        "would be right; gspattern.check lists all such places, gspattern.choose_mask makes valid "
-        "masks"
+        f"would be right; {hint}"
     )
 
 

@@ -455,6 +455,39 @@ def test_wrong_inputs_say_what_is_right():
         gs.encode(w, "gs(16,16)")
     with pytest.raises(TypeError, match="encode"):
         gs.GSMatrix()
+    with pytest.raises(TypeError, match=r"got a Selection; pass its \.mask and"):
+        gs.encode(w, "irregular", gs.choose_mask(w, "irregular", 0.5))
+    with pytest.raises(
+        gs.PatternError, match=r"^2:4: group 0 .*; prune with gspattern.choose_mask"
+    ):
+        gs.encode(w, "2:4")
+    with pytest.raises(TypeError, match="weights are a CSRMatrix already"):
+        gs.encode(gs.encode(w, "irregular"), "gs(4,1)")
+    with pytest.raises(ValueError, match="weights must be a rectangle"):
+        gs.encode([[1.0], [1.0, 2.0]], "irregular")
+    chosen = gs.choose_mask(np.arange(32, dtype=np.float32).reshape(4, 8), "gs(2,1)+scatter", 0.7)
+    with pytest.raises(gs.PatternError, match="give the row_order that the mask was chosen with"):
+        gs.encode(w, "gs(2,1)+scatter", np.eye(4, 8, dtype=bool) & (np.arange(4) > 0)[:, None])
+    assert gs.encode(w, "gs(2,1)+scatter", chosen.mask, chosen.row_order).nnz == chosen.mask.sum()
+    for shape in (32, (4.0, 8.0)):
+        with pytest.raises(ValueError, match="2, 3 or 4 whole numbers"):
+            gs.from_matrix(w, shape)
+    with pytest.raises(TypeError, match="dtype must be one of"):
+        gs.encode(w, "irregular").astype(None)
+    with pytest.raises(TypeError, match=r"write matrix @ x .* or matrix.linear"):
+        np.ones(4, np.float32) @ gs.encode(w, "irregular")
+
+
+def test_a_mask_may_have_the_shape_of_the_kernel_or_of_its_matrix():
+    kernel = np.random.default_rng(1).standard_normal((6, 4, 3, 3)).astype(np.float32)
+    chosen = gs.choose_mask(np.abs(gs.as_matrix(kernel)), "gs(4,2)", 0.7)
+    matrices = [
+        gs.encode(kernel, "gs(4,2)", mask)
+        for mask in (chosen.mask, gs.from_matrix(chosen.mask, kernel.shape))
+    ]
+    for m in matrices:
+        assert m.kernel_shape == kernel.shape
+        assert (m.to_dense() == gs.as_matrix(kernel) * chosen.mask).all()
 
 
 @pytest.mark.parametrize(
@@ -560,6 +593,7 @@ def test_scipy_and_back(pattern):
     csr = m.to_csr()
     assert csr.has_canonical_format
     assert csr.nnz == m.nnz
+    assert csr.indices.dtype == csr.indptr.dtype == np.int32  # as SciPy has them
     assert (csr.toarray() == weights * mask).all()
     if isinstance(p, gs.Irregular):
         back = Matrix.from_csr(csr, p)
@@ -575,6 +609,33 @@ def test_from_csr_adds_up_what_is_stored_twice():
     for form in (a, a.tocsc(), scipy.sparse.coo_array(a)):
         m = Matrix.from_csr(form, "gs(2,1)")
         assert (m.to_dense() == [[0, 0, 0, 3], [5, 0, 0, 0]]).all()
+
+
+@pytest.mark.parametrize("shape", [(0, 8), (3, 8), (4, 8)])
+@pytest.mark.parametrize(
+    "pattern", ["gs(4,1)", "gs(4,2)+scatter", "block(2,3)", "2:4", "irregular"]
+)
+def test_scipy_of_matrices_with_nothing_in_them(pattern, shape):
+    for weights in (np.zeros(shape, np.float32), np.zeros(shape, np.int8)):
+        scales = np.ones(shape[0]) if weights.dtype == np.int8 else None
+        csr = gs.encode(weights, pattern, scales=scales).to_csr()
+        assert csr.shape == shape
+        assert csr.dtype == weights.dtype
+        assert not csr.toarray().any()
+
+
+def test_from_dense_and_from_csr_make_what_their_class_stores():
+    dense = np.eye(4, dtype=np.float32)
+    csr = scipy.sparse.csr_array(dense)
+    assert (gs.CSRMatrix.from_csr(csr).to_dense() == dense).all()
+    for make, form in ((gs.GSMatrix.from_csr, csr), (gs.GSMatrix.from_dense, dense)):
+        assert isinstance(make(form, "gs(2,1)"), gs.GSMatrix)
+        with pytest.raises(
+            TypeError, match="irregular is stored as a CSRMatrix, not as a GSMatrix"
+        ):
+            make(form, "irregular")
+    with pytest.raises(TypeError, match="sparse matrix of SciPy, got ndarray; from_dense"):
+        Matrix.from_csr(dense, "irregular")
 
 
 def test_scipy_is_needed_for_csr_alone():
@@ -649,6 +710,20 @@ def test_quantize_moves_nothing_by_more_than_half_a_scale(pattern):
         m.quantize("float16")
     with pytest.raises(ValueError, match=r"got nan in row 1, column 2"):
         gs.encode(np.array([[1.0, 0, 0], [0, 0, np.nan]]), "irregular").quantize()
+
+
+@pytest.mark.parametrize("pattern", ["gs(4,2)+scatter", "gs(4,1,contiguous)", "block(3,5)", "2:4"])
+def test_quantized_matrices_keep_their_arrays_and_the_zeros_outside(pattern):
+    weights, mask, m = sample(pattern, (10, 13))
+    m = gs.encode(-np.abs(weights), pattern, mask, m.row_order)
+    q = m.quantize()
+    assert q.indices.tobytes() == m.indices.tobytes()
+    turned = Matrix.from_arrays(q.pattern, q.shape, **{**q.arrays(), "scales": -q.scales})
+    for made in (q, turned.astype("float32"), turned.astype("bfloat16")):
+        again = Matrix.from_arrays(made.pattern, made.shape, **made.arrays())
+        assert again.indices.tobytes() == m.indices.tobytes()
+    with pytest.raises(ValueError, match="finite in float32, got inf for row 0"):
+        gs.encode(np.full((2, 4), 1e300), "irregular").quantize()
 
 
 # ------------------------------------------------------------------- sizes
