@@ -61,10 +61,10 @@ bench: $(EXTENSION)  ## Run the benchmarks
 # -------------------------------------------------------------------- tests
 
 .PHONY: test test-all pytest
-test: lint ctest pytest asan  ## Run every test: lint first, the C code under sanitizers last
+test: lint ctest tsan pytest asan  ## Run every test: lint first, the C code under sanitizers last
 
 # Other random examples in every run, and more of them.
-test-all: lint ctest  ## The same with more random examples, and with fuzzing
+test-all: lint ctest tsan  ## The same with more random examples, and with fuzzing
 	GSPATTERN_HYPOTHESIS=random $(MAKE) pytest
 	$(MAKE) asan fuzz
 
@@ -85,6 +85,7 @@ HAVE := $(foreach isa,$(TAKEN),-DGSP_HAVE_$(shell echo $(isa) | tr a-z A-Z)=1)
 
 CORE_FLAGS := -std=c11 -ffp-contract=off -fvisibility=hidden -pthread $(HAVE)
 STRICT := -Wall -Wextra -Werror
+SANITIZE_THREADS := -fsanitize=thread -fno-omit-frame-pointer
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 LIBS := -pthread -lm
 
@@ -97,7 +98,8 @@ endef
 $(eval $(call compile,lib/objects,-O3 -fPIC))
 $(eval $(call compile,ctest,-O2 -g $(STRICT) -Icsrc))
 $(eval $(call compile,ctest-asan,-O1 -g $(STRICT) $(SANITIZE) -Icsrc))
--include $(shell find build/lib build/ctest build/ctest-asan -name '*.d' 2>/dev/null)
+$(eval $(call compile,ctest-tsan,-O1 -g $(STRICT) $(SANITIZE_THREADS) -Icsrc))
+-include $(shell find build/lib build/ctest build/ctest-asan build/ctest-tsan -name '*.d' 2>/dev/null)
 
 .PHONY: lib
 LIB := build/lib
@@ -131,6 +133,7 @@ $(FUZZERS:%=build/$(1)/%): %: %.o build/$(1)/tests/fuzz/replay.o $(CORE:%.c=buil
 endef
 $(eval $(call link,ctest,))
 $(eval $(call link,ctest-asan,$(SANITIZE)))
+$(eval $(call link,ctest-tsan,$(SANITIZE_THREADS)))
 .SECONDARY:
 
 .PHONY: ctest ctest-asan
@@ -159,6 +162,12 @@ asan: ctest-asan $(ASAN)/built  ## Run the tests of the C code under AddressSani
 	    ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc PYTHONPATH=$(ASAN)/lib \
 	    GSPATTERN_HYPOTHESIS=sanitized \
 	    $(BIN)/pytest -q -p no:cacheprovider -m 'not slow' $(PYTEST_ARGS) $(ASAN_TESTS)
+
+# What threads share: the pool, and products on it.
+TSAN_TESTS := $(patsubst %,build/ctest-tsan/tests/c/test_%,context pool)
+.PHONY: tsan
+tsan: $(TSAN_TESTS)  ## Run the C tests of threads under ThreadSanitizer
+	@for test in $^; do $$test; done
 
 # With clang by libFuzzer, and plain C only: its coverage is what guides the search.
 .PHONY: fuzz

@@ -48,14 +48,17 @@ void gspi_free(gsp_context *context, void *memory);
 
 /* Runs body(argument, item, worker) for every item in [0, items), on at most gsp_context_threads
  * threads; worker is in [0, gspi_workers). Which thread takes which item is not determined, so a
- * body must not let its result depend on it. Returns the status of the lowest item that failed. */
+ * body must not let its result depend on it. Returns the status of the lowest item that failed.
+ * While the threads are at another job (of another caller, or the one that this body is part of),
+ * the caller does all items itself, as worker 0. */
 typedef gsp_status (*gspi_body)(void *argument, int64_t item, int worker);
 gsp_status gspi_parallel(gsp_context *context, int64_t items, gspi_body body, void *argument);
 /* Threads that gspi_parallel would use for so many items at this moment: at least 1. Who needs
  * something per worker asks once and uses gspi_parallel_on, because the setting may change at
  * any time. */
 int gspi_workers(const gsp_context *context, int64_t items);
-gsp_status gspi_parallel_on(int workers, int64_t items, gspi_body body, void *argument);
+gsp_status gspi_parallel_on(gsp_context *context, int workers, int64_t items, gspi_body body,
+                            void *argument);
 
 /* GSP_OK if the shape is possible: rows, cols >= 0, rows * cols * 8 fits in size_t, both below
  * 2^32. */

@@ -1,17 +1,16 @@
 /* Memory and threads of a context, and the texts of the statuses. */
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "../gsp_internal.h"
+#include "gsp_pool.h"
 
-#define GSP_MAX_THREADS 256
 #define GSP_ALIGNMENT 64
 
 struct gsp_context {
     gsp_allocator allocator;
     atomic_int threads;
+    gspi_pool pool;
 };
 
 const char *gsp_status_text(gsp_status status) {
@@ -55,18 +54,21 @@ gsp_status gsp_context_create(const gsp_allocator *allocator, gsp_context **cont
     GSP_CHECK(made != NULL, GSP_ERROR_MEMORY);
     made->allocator = *allocator;
     atomic_init(&made->threads, 1);
-    *context = made;
-    return GSP_OK;
+    const gsp_status status = gspi_pool_init(&made->pool);
+    if (status == GSP_OK) *context = made;
+    else made->allocator.release(made->allocator.user, made);
+    return status;
 }
 
 void gsp_context_destroy(gsp_context *context) {
     if (context == NULL) return;
+    gspi_pool_clear(&context->pool);
     const gsp_allocator allocator = context->allocator;
     allocator.release(allocator.user, context);
 }
 
 gsp_status gsp_context_set_threads(gsp_context *context, int threads) {
-    GSP_CHECK(threads >= 1 && threads <= GSP_MAX_THREADS, GSP_ERROR_SHAPE);
+    GSP_CHECK(threads >= 1 && threads <= GSPI_MAX_THREADS, GSP_ERROR_SHAPE);
     atomic_store(&context->threads, threads);
     return GSP_OK;
 }
@@ -100,69 +102,17 @@ void gspi_free(gsp_context *context, void *memory) {
     context->allocator.release(context->allocator.user, base);
 }
 
-/* One call of gspi_parallel, seen by all its threads. */
-typedef struct {
-    gspi_body body;
-    void *argument;
-    int64_t items;
-    _Atomic int64_t next;
-    _Atomic int64_t failed; /* lowest item that failed, or items */
-    pthread_mutex_t lock;
-    gsp_status status; /* of that item */
-} job;
-
-typedef struct {
-    job *work;
-    int worker;
-} share;
-
-static void run(job *work, int worker) {
-    for (;;) {
-        const int64_t item = atomic_fetch_add(&work->next, 1);
-        /* Items below a failed one still run, so that the status does not depend on the threads. */
-        if (item >= atomic_load(&work->failed)) return;
-        const gsp_status status = work->body(work->argument, item, worker);
-        if (status == GSP_OK) continue;
-        pthread_mutex_lock(&work->lock);
-        if (item < atomic_load(&work->failed)) {
-            atomic_store(&work->failed, item);
-            work->status = status;
-        }
-        pthread_mutex_unlock(&work->lock);
-    }
-}
-
-static void *thread_main(void *argument) {
-    const share *part = argument;
-    run(part->work, part->worker);
-    return NULL;
-}
+/* ----------------------------------------------------------------- threads */
 
 int gspi_workers(const gsp_context *context, int64_t items) {
     return (int)gspi_max(1, gspi_min(items, gsp_context_threads(context)));
 }
 
-gsp_status gspi_parallel_on(int workers, int64_t items, gspi_body body, void *argument) {
-    job work = {.body = body, .argument = argument, .items = items, .status = GSP_OK};
-    atomic_init(&work.next, 0);
-    atomic_init(&work.failed, items);
-    pthread_mutex_init(&work.lock, NULL);
-
-    pthread_t threads[GSP_MAX_THREADS];
-    share shares[GSP_MAX_THREADS];
-    int started = 0;
-    for (int worker = 1; worker < workers; worker++) {
-        shares[started] = (share){&work, worker};
-        /* Fewer threads than asked for are slower, not wrong. */
-        if (pthread_create(&threads[started], NULL, thread_main, &shares[started]) != 0) break;
-        started++;
-    }
-    run(&work, 0);
-    for (int i = 0; i < started; i++) pthread_join(threads[i], NULL);
-    pthread_mutex_destroy(&work.lock);
-    return work.status;
+gsp_status gspi_parallel_on(gsp_context *context, int workers, int64_t items, gspi_body body,
+                            void *argument) {
+    return gspi_pool_run(&context->pool, workers, items, body, argument);
 }
 
 gsp_status gspi_parallel(gsp_context *context, int64_t items, gspi_body body, void *argument) {
-    return gspi_parallel_on(gspi_workers(context, items), items, body, argument);
+    return gspi_parallel_on(context, gspi_workers(context, items), items, body, argument);
 }

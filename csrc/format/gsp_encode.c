@@ -320,7 +320,7 @@ gsp_status gsp_measure(gsp_context *context, const uint8_t *mask, gsp_matrix *ma
     job work = {.matrix = matrix, .mask = mask, .indptr = indptr};
     gsp_status status = job_create(context, &work, workers);
     if (status == GSP_OK)
-        status = gspi_parallel_on(workers, groups, bodies[matrix->pattern.kind], &work);
+        status = gspi_parallel_on(context, workers, groups, bodies[matrix->pattern.kind], &work);
     job_clear(context, &work, workers);
     GSP_TRY(status);
 
@@ -361,7 +361,7 @@ gsp_status gsp_encode(gsp_context *context, const void *weights, const uint8_t *
     gsp_status status = job_create(context, &work, workers);
     if (status == GSP_OK && body == encode_group)
         status = packers_create(context, &work, workers, groups);
-    if (status == GSP_OK) status = gspi_parallel_on(workers, items, body, &work);
+    if (status == GSP_OK) status = gspi_parallel_on(context, workers, items, body, &work);
     job_clear(context, &work, workers);
     return status;
 }

@@ -166,7 +166,8 @@ static gsp_status complete_gs(gsp_context *context, uint8_t *mask, int64_t rows,
             if (work.flows[worker] == NULL) status = GSP_ERROR_MEMORY;
         }
     }
-    if (status == GSP_OK) status = gspi_parallel_on(workers, groups, complete_group, &work);
+    if (status == GSP_OK)
+        status = gspi_parallel_on(context, workers, groups, complete_group, &work);
     if (status == GSP_ERROR_MASK) {
         /* Name the first group that failed, and leave the mask as it was. */
         for (*fault = 0; complete_group(&work, *fault, 0) == GSP_OK;) ++*fault;

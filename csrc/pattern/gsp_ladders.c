@@ -167,16 +167,17 @@ gsp_status gspi_build_ladders(gsp_context *context, gspi_task *work) {
         }
         ladder->last = ladder->high;
     }
-    return gspi_parallel_on(work->workers, lines, blocks ? climb_blocks : climb_row, work);
+    return gspi_parallel_on(work->context, work->workers, lines, blocks ? climb_blocks : climb_row,
+                            work);
 }
 
 gsp_status gspi_mark(gspi_task *work) {
     const gsp_choice *choice = work->choice;
     if (gspi_is_flow(work)) return gspi_survey_mark(work->survey, choice->mask);
     if (choice->pattern.kind == GSP_BLOCK)
-        return gspi_parallel_on(work->workers, work->count / 2, mark_blocks, work);
+        return gspi_parallel_on(work->context, work->workers, work->count / 2, mark_blocks, work);
     const gspi_body body = choice->pattern.kind == GSP_NM ? mark_nm
                            : work->alone                  ? mark_above
                                                           : mark_row;
-    return gspi_parallel_on(work->workers, choice->rows, body, work);
+    return gspi_parallel_on(work->context, work->workers, choice->rows, body, work);
 }

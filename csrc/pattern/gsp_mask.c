@@ -127,7 +127,7 @@ static gsp_status make_prices(gsp_context *context, gspi_task *work, gsp_prices 
                last = gspi_last_gain(work->ladders, work->count);
         double lambda = next > -INFINITY ? next : last < INFINITY ? last : 0;
         void *both[] = {work, prices, &lambda};
-        gspi_parallel_on(work->workers, work->count, price_row, both);
+        gspi_parallel_on(work->context, work->workers, work->count, price_row, both);
     }
     *made = prices;
     return GSP_OK;
@@ -177,7 +177,7 @@ static gsp_status finish(gsp_context *context, gspi_task *work) {
                 (uint32_t)work->ladders[moved ? (int64_t)choice->row_order[group] : group].bundles;
         }
     }
-    GSP_TRY(gspi_parallel_on(work->workers, choice->rows, tally_row, work));
+    GSP_TRY(gspi_parallel_on(work->context, work->workers, choice->rows, tally_row, work));
     choice->score = 0;
     choice->kept = 0;
     for (int64_t row = 0; row < choice->rows; row++) {
@@ -191,6 +191,7 @@ static gsp_status open_task(gsp_context *context, gspi_task *work, gsp_choice *c
                             int64_t index) {
     work->choice = choice;
     work->index = index;
+    work->context = context;
     work->workers = gspi_workers(context, choice->rows);
     gsp_choice cells = *choice; /* irregular is one bank with one score a bundle */
     if (choice->pattern.kind != GSP_GS)

@@ -59,7 +59,7 @@ static gsp_status scan_scores(gsp_context *context, gsp_choice *choice, gspi_bod
     gsp_status status = work.bins && work.fault ? GSP_OK : GSP_ERROR_MEMORY;
     if (status == GSP_OK) {
         for (int64_t row = 0; row < choice->rows; row++) work.fault[row] = -1;
-        status = gspi_parallel_on(workers, choice->rows, body, &work);
+        status = gspi_parallel_on(context, workers, choice->rows, body, &work);
         for (int64_t row = 0; status == GSP_ERROR_SCORE && row < choice->rows; row++) {
             if (work.fault[row] < 0) continue;
             choice->fault = row * choice->cols + work.fault[row];
@@ -121,5 +121,5 @@ static gsp_status count_above(void *argument, int64_t row, int worker) {
 }
 
 gsp_status gspi_count_above(gspi_task *work) {
-    return gspi_parallel_on(work->workers, work->choice->rows, count_above, work);
+    return gspi_parallel_on(work->context, work->workers, work->choice->rows, count_above, work);
 }

@@ -196,15 +196,16 @@ gsp_status gspi_survey_create(gsp_context *context, const gspi_grid *grid, int64
 }
 
 gsp_status gspi_survey_begin(gspi_survey *survey) {
-    return gspi_parallel_on(survey->workers, survey->grid.groups, begin_group, survey);
+    return gspi_parallel_on(survey->context, survey->workers, survey->grid.groups, begin_group,
+                            survey);
 }
 
 gsp_status gspi_survey_greedy(gspi_survey *survey, double *value) {
     survey->greedy =
         gspi_alloc(survey->context, (size_t)survey->grid.groups, sizeof *survey->greedy);
     GSP_CHECK(survey->greedy != NULL, GSP_ERROR_MEMORY);
-    const gsp_status status =
-        gspi_parallel_on(survey->workers, survey->grid.groups, value_greedy_group, survey);
+    const gsp_status status = gspi_parallel_on(survey->context, survey->workers,
+                                               survey->grid.groups, value_greedy_group, survey);
     *value = 0;
     for (int64_t group = 0; status == GSP_OK && group < survey->grid.groups; group++)
         *value += survey->greedy[group];
@@ -232,13 +233,15 @@ gsp_status gspi_survey_grow(gspi_survey *survey, bool *grown) {
     *grown = false;
     for (int64_t group = 0; group < survey->grid.groups; group++)
         *grown |= survey->ladders[group].above || survey->ladders[group].below;
-    return *grown ? gspi_parallel_on(survey->workers, survey->grid.groups, grow_group, survey)
+    return *grown ? gspi_parallel_on(survey->context, survey->workers, survey->grid.groups,
+                                     grow_group, survey)
                   : GSP_OK;
 }
 
 gsp_status gspi_survey_mark(gspi_survey *survey, uint8_t *mask) {
     survey->mask = mask;
-    return gspi_parallel_on(survey->workers, survey->grid.groups, mark_group, survey);
+    return gspi_parallel_on(survey->context, survey->workers, survey->grid.groups, mark_group,
+                            survey);
 }
 
 size_t gspi_survey_entries(const gspi_survey *survey) {

@@ -9,7 +9,8 @@
 typedef struct {
     gsp_choice *choice;
     int64_t index; /* which of the choices */
-    int workers;   /* threads for its rows */
+    gsp_context *context;
+    int workers; /* threads for its rows */
     gspi_grid grid;
     int64_t *bank_begin;
 
