@@ -53,9 +53,8 @@ static inline uint32_t gspi_gs_column(const gsp_matrix *matrix, uint64_t slot, i
 
 /* Packed position `at`: bits of a stream that fills every byte from its lowest bit. */
 static inline uint32_t gspi_position(const void *indices, uint64_t at, uint32_t bits) {
-    const uint32_t per_byte = 8 / bits;
-    const uint8_t byte = ((const uint8_t *)indices)[at / per_byte];
-    return (byte >> (at % per_byte * bits)) & ((1u << bits) - 1);
+    const uint64_t first = at * bits;
+    return ((const uint8_t *)indices)[first / 8] >> (first % 8) & ((1u << bits) - 1);
 }
 
 /* Copies one value; a switch, so that each size is one load and one store. */

@@ -6,7 +6,8 @@
  * elements first, so that strips hold like rows. */
 #include <string.h>
 
-#include "gsp_visit.h"
+#include "../format/gsp_visit.h"
+#include "gsp_kernels.h"
 
 /* Nanoseconds to bring one entry of x into bank-major order, beside the costs of kernels.inc. */
 #define COPY_COST 0.25f

@@ -4,7 +4,8 @@
  *     for every element that they store, every sample:    y[row][sample] += value * x[col][sample]
  *
  * x [cols][samples] with rows x_col apart, y [rows][samples] with rows y_row apart. Sums as in spmv_scalar.c. */
-#include "gsp_visit.h"
+#include "../format/gsp_visit.h"
+#include "gsp_kernels.h"
 
 typedef struct {
     const gsp_matrix *matrix;

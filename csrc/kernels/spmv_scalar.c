@@ -5,7 +5,8 @@
  *
  * x [cols], y [rows]. float64 accumulates in double, all others in float, in stored order; int8 values are
  * multiplied as they are, since their scales belong to rows and are applied to the sums. */
-#include "gsp_visit.h"
+#include "../format/gsp_visit.h"
+#include "gsp_kernels.h"
 
 typedef struct {
     const gsp_matrix *matrix;

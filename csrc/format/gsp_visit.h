@@ -1,21 +1,13 @@
-/* The one place that knows how each format is read: every stored element of some groups, in stored order. */
+/* The one place that knows how each valid format is read: every stored element of some groups, in stored order. */
 #ifndef GSP_VISIT_H
 #define GSP_VISIT_H
 
-#include "gsp_kernels.h"
+#include "gsp_format.h"
 
 /* element: its place in matrix->values. */
 typedef void gspi_visitor(void *argument, int64_t row, int64_t col, uint64_t element);
 
 #define GSPI_INLINE static inline __attribute__((always_inline))
-
-GSPI_INLINE uint64_t gspi_stored_index(const gsp_matrix *matrix, uint64_t place) {
-    switch (matrix->index_bytes) {
-    case 1: return ((const uint8_t *)matrix->indices)[place];
-    case 2: return ((const uint16_t *)matrix->indices)[place];
-    default: return ((const uint32_t *)matrix->indices)[place];
-    }
-}
 
 /* One row is one group, and the slot is the bank: the index is the place in it. */
 GSPI_INLINE void gspi_visit_horizontal(const gsp_matrix *matrix, int64_t first, int64_t last,
@@ -31,7 +23,8 @@ GSPI_INLINE void gspi_visit_horizontal(const gsp_matrix *matrix, int64_t first, 
                     rest = 0; /* floor(slot * cols / banks), without a division for every slot */
             for (int64_t slot = 0; slot < banks; slot++) {
                 const uint64_t element = bundle * (uint64_t)banks + (uint64_t)slot;
-                const int64_t index = (int64_t)gspi_stored_index(matrix, element);
+                const int64_t index =
+                    (int64_t)gspi_index(matrix->indices, element, matrix->index_bytes);
                 visit(argument, row, contiguous ? begin + index : index * banks + slot, element);
                 begin += narrow;
                 rest += wide;
@@ -59,7 +52,9 @@ GSPI_INLINE void gspi_visit_gs(const gsp_matrix *matrix, int64_t first, int64_t 
                 const int64_t row = matrix->row_order ? matrix->row_order[position] : position;
                 for (int64_t slot = place * per_row; slot < (place + 1) * per_row; slot++) {
                     const uint64_t element = bundle * (uint64_t)banks + (uint64_t)slot;
-                    visit(argument, row, (int64_t)gspi_stored_index(matrix, element), element);
+                    visit(argument, row,
+                          (int64_t)gspi_index(matrix->indices, element, matrix->index_bytes),
+                          element);
                 }
             }
         }
@@ -70,7 +65,8 @@ GSPI_INLINE void gspi_visit_irregular(const gsp_matrix *matrix, int64_t first, i
                                       gspi_visitor *visit, void *argument) {
     for (int64_t row = first; row < last; row++)
         for (uint64_t element = matrix->indptr[row]; element < matrix->indptr[row + 1]; element++)
-            visit(argument, row, (int64_t)gspi_stored_index(matrix, element), element);
+            visit(argument, row, (int64_t)gspi_index(matrix->indices, element, matrix->index_bytes),
+                  element);
 }
 
 /* Blocks at the right and lower edge reach beyond the matrix; what lies there is skipped. */
@@ -80,7 +76,8 @@ GSPI_INLINE void gspi_visit_block(const gsp_matrix *matrix, int64_t first, int64
     for (int64_t group = first; group < last; group++) {
         const int64_t rows = gspi_min(height, matrix->rows - group * height);
         for (uint64_t block = matrix->indptr[group]; block < matrix->indptr[group + 1]; block++) {
-            const int64_t left = (int64_t)gspi_stored_index(matrix, block) * width;
+            const int64_t left =
+                (int64_t)gspi_index(matrix->indices, block, matrix->index_bytes) * width;
             const int64_t cols = gspi_min(width, matrix->cols - left);
             for (int64_t r = 0; r < rows; r++)
                 for (int64_t c = 0; c < cols; c++)
@@ -94,18 +91,14 @@ GSPI_INLINE void gspi_visit_block(const gsp_matrix *matrix, int64_t first, int64
  * takes index_bytes bits, lowest bits first. */
 GSPI_INLINE void gspi_visit_nm(const gsp_matrix *matrix, int64_t first, int64_t last,
                                gspi_visitor *visit, void *argument) {
-    const uint8_t *positions = matrix->indices;
     const int64_t n = matrix->pattern.nm_n, m = matrix->pattern.nm_m;
-    const uint64_t bits = matrix->index_bytes, mask = (1u << bits) - 1;
     for (int64_t row = first; row < last; row++) {
         uint64_t element = matrix->indptr[row];
         for (int64_t left = 0; left < matrix->cols; left += m) {
             const int64_t slots = gspi_min(n, matrix->cols - left);
-            for (int64_t slot = 0; slot < slots; slot++, element++) {
-                const uint64_t at = element * bits;
+            for (int64_t slot = 0; slot < slots; slot++, element++)
                 visit(argument, row,
-                      left + (int64_t)((uint64_t)(positions[at / 8] >> (at % 8)) & mask), element);
-            }
+                      left + gspi_position(matrix->indices, element, matrix->index_bytes), element);
         }
     }
 }
