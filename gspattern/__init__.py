@@ -10,7 +10,18 @@ from gspattern._core import FormatError, PatternError
 
 # isort: split
 # choose
-from gspattern.masks import check, choose_mask, choose_masks, verify
+from gspattern.masks import (
+    Check,
+    Prices,
+    Selection,
+    Selections,
+    Verdict,
+    Violation,
+    check,
+    choose_mask,
+    choose_masks,
+    verify,
+)
 from gspattern.patterns import (
     GS,
     NM,
@@ -75,9 +86,15 @@ __all__ = [
     "Auto",
     "BankBalanced",
     "Block",
+    "Check",
     "CpuGS",
     "Irregular",
     "Pattern",
+    "Prices",
+    "Selection",
+    "Selections",
+    "Verdict",
+    "Violation",
     "check",
     "choose_mask",
     "choose_masks",

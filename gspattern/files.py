@@ -116,6 +116,11 @@ def save_file(
 
 
 def _to_bytes(tensors: Mapping[str, Matrix | Array], metadata: Mapping[str, str] | None) -> bytes:
+    if not isinstance(tensors, Mapping):
+        raise TypeError(
+            f"save_file takes a dict of names to matrices and arrays, got {_kind(tensors)}; "
+            'write save_file({"name": matrix}, path)'
+        )
     arrays: dict[str, Array] = {}
     matrices: dict[str, dict[str, Any]] = {}
     for name, value in tensors.items():
@@ -193,6 +198,8 @@ def _wrong_name(name: str) -> str | None:
 
 
 def _checked_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+    if not isinstance(metadata, Mapping):
+        raise TypeError(f"metadata must map texts to texts, got {_kind(metadata)}")
     for key, value in metadata.items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise TypeError(

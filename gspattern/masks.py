@@ -883,7 +883,9 @@ def _as_row_order(row_order: npt.ArrayLike, rows: int) -> npt.NDArray[np.uint32]
             f"row_order must be {rows} integers, one for each row, got {order.dtype} of shape {order.shape}"
         )
     if not np.array_equal(np.sort(order), np.arange(rows)):
-        raise _core.FormatError(
+        error = _core.FormatError(
             f"row_order must be a permutation: every row from 0 to {rows - 1} once"
         )
+        error.rule = "row_order"
+        raise error
     return np.ascontiguousarray(order, dtype=np.uint32)

@@ -7,6 +7,7 @@ CPU: `backends` lists them, `use_backend` and the environment variable GSPATTERN
 from __future__ import annotations
 
 import functools
+import operator
 import os
 import platform
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ import numpy.typing as npt
 
 from gspattern import _core
 from gspattern._core import Plan
+from gspattern.masks import _as_array
 
 if TYPE_CHECKING:
     from gspattern.matrices import Matrix
@@ -128,12 +130,23 @@ def set_num_threads(threads: int) -> None:
 
     Raises
     ------
+    TypeError
+        If it is no integer.
     ValueError
         If it is not from 1 to 256.
     """
     global _threads_known
-    _core.set_num_threads(threads)
+    _core.set_num_threads(_whole("threads", threads))
     _threads_known = True
+
+
+def _whole(name: str, number: object) -> int:
+    try:
+        return operator.index(number)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(
+            f"{name} must be an integer, got {number!r} ({type(number).__name__})"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -216,29 +229,36 @@ def plan_for(matrix: Matrix, n: int = 1) -> Plan:
 
     Raises
     ------
+    TypeError
+        If n is no integer.
     ValueError
         If n is negative, or GSPATTERN_BACKEND or GSPATTERN_NUM_THREADS hold nonsense.
     """
+    n = _whole("n", n)
     if n < 0:
         raise ValueError(f"n must not be negative, got {n}")
     key = (_chosen.get(), n != 1)
     plan: Plan | None = matrix._plans.get(key)
     if plan is None:
         _read_threads()
-        plan = _core.plan(matrix.core(), backend(), n)
+        plan = _core.plan(matrix.core(), backend(), min(n, 2**31))
         matrix._plans[key] = plan
     return plan
 
 
 def _operand(x: npt.ArrayLike, dtype: np.dtype[Any], name: str) -> Array:
     """x as an array of this dtype, aligned and in native byte order, in any memory layout."""
-    array = np.asarray(x)
+    array = _as_array(x, name)
     if array.dtype != dtype:
         if array.dtype.newbyteorder("=") == dtype:
             return array.astype(dtype)
+        hint = (
+            f"{name}.astype(numpy.{dtype})"
+            if isinstance(x, np.ndarray)
+            else f"numpy.asarray({name}, numpy.{dtype})"
+        )
         raise TypeError(
-            f"{name} must have dtype {dtype} for this matrix, got {array.dtype}; "
-            f"use {name}.astype(numpy.{dtype})"
+            f"{name} must have dtype {dtype} for this matrix, got {array.dtype}; use {hint}"
         )
     return array if array.flags.aligned else array.copy()
 
@@ -340,7 +360,8 @@ def linear(
     -----
     An infinite or NaN entry of x may make NaN of outputs of its own sample that do not use it: see `multiply`.
     """
-    number = _ACTIVATION_NUMBERS.get(activation)
+    named = activation is None or isinstance(activation, str)
+    number = _ACTIVATION_NUMBERS.get(activation) if named else None
     if number is None:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
     dtype = _dtype_of(matrix)
@@ -349,13 +370,13 @@ def linear(
     if type(x) is np.ndarray and plan is not None and plan.takes(x):
         array = x
     else:
-        array = np.asarray(x)
+        array = _as_array(x, "x")
         if array.ndim == 0 or array.shape[-1] != matrix.shape[1]:
             raise ValueError(
                 f"x must have shape [..., {matrix.shape[1]}] for a matrix of shape "
                 f"{list(matrix.shape)}, got {list(array.shape)}"
             )
-        array = np.ascontiguousarray(_operand(array, dtype, "x"))
+        array = np.ascontiguousarray(_operand(x, dtype, "x"))
     if bias is not None:
         bias = np.ascontiguousarray(_operand(bias, dtype, "bias"))
     if residual is not None:

@@ -345,6 +345,8 @@ def test_a_later_minor_version_may_add_keys() -> None:
 @pytest.mark.parametrize(
     ("tensors", "error", "match"),
     [
+        (None, TypeError, "takes a dict of names to matrices and arrays, got NoneType"),
+        (np.zeros(1), TypeError, r"write save_file\({"),
         ({"": np.zeros(1)}, ValueError, "must not be empty"),
         ({"a\nb": np.zeros(1)}, ValueError, "control characters"),
         ({"a\ud800": np.zeros(1)}, ValueError, "surrogates"),
@@ -363,7 +365,7 @@ def test_wrong_tensors(tensors: Any, error: type, match: str, tmp_path: Path) ->
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("metadata", [{"a": 1}, {1: "a"}])
+@pytest.mark.parametrize("metadata", [{"a": 1}, {1: "a"}, ["a"]])
 def test_wrong_metadata(metadata: Any, tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="metadata must map texts to texts"):
         gs.save_file({}, tmp_path / "m", metadata)

@@ -1199,6 +1199,9 @@ def test_check_refuses_what_is_no_mask():
     with pytest.raises(ValueError, match="rows of different lengths"):
         gs.check([[1, 0], [1]], "gs(2,1)")
     for order in ([0, 0, 1, 2], [0, 1, 2, 4], [-1, 0, 1, 2]):
-        with pytest.raises(gs.FormatError, match="permutation: every row from 0 to 3 once"):
+        with pytest.raises(
+            gs.FormatError, match="permutation: every row from 0 to 3 once"
+        ) as error:
             gs.check(selection.mask, "gs(4,2)", order)
+        assert error.value.rule == "row_order"
     assert gs.check(np.zeros((0, 8), bool), "gs(4,2)+scatter", [])

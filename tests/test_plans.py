@@ -248,6 +248,32 @@ def test_wrong_inputs_are_errors():
         plans.linear(sample, np.ones(12, np.float32), activation="swish")
     with pytest.raises(ValueError, match="must not be negative"):
         plans.plan_for(sample, -1)
+    for x, words in (
+        ([1.0] * 12, r"use numpy.asarray\(x, numpy.float32\)"),
+        (None, "x must be an array of numbers, got NoneType"),
+        (["a"] * 12, "x must be an array of numbers, got <U1"),
+    ):
+        for product in (plans.multiply, plans.linear):
+            with pytest.raises(TypeError, match=words):
+                product(sample, x)
+    with pytest.raises(ValueError, match="x must be a rectangle of numbers"):
+        plans.multiply(sample, [[1.0], [1.0, 2.0]])
+    for activation in (["relu"], 1, np.tanh):
+        with pytest.raises(ValueError, match="activation must be one of none, relu"):
+            plans.linear(sample, np.ones(12, np.float32), activation=activation)
+    x, wrong = np.ones((2, 12), np.float32), np.ones((2, 7), np.float32)
+    for given in (wrong, wrong[0]):
+        for name in ("residual", "out"):
+            with pytest.raises(
+                ValueError, match=rf"{name} must have shape \(2, 8\), got \(.*7,?\)"
+            ):
+                plans.linear(sample, x, **{name: given})
+    with pytest.raises(ValueError, match="bias must have 1 dimension, got 2"):
+        plans.linear(sample, x, bias=wrong)
+    for n in (1.5, "1", None):
+        with pytest.raises(TypeError, match="n must be an integer, got"):
+            plans.plan_for(sample, n)
+    assert plans.plan_for(sample, 10**30) is plans.plan_for(sample, np.int64(2))
     wide = sample_matrix(GS(4, 4), (8, 12), dtype="float64")
     with pytest.raises(TypeError, match=r"float64 .* got float32"):
         plans.multiply(wide, np.ones(12, np.float32))
@@ -258,8 +284,9 @@ def test_the_core_refuses_what_is_not_valid():
     core = list(sample.core())
     bad = sample.indices.copy()
     bad[0] = 12
-    with pytest.raises(gs.FormatError):
+    with pytest.raises(gs.FormatError) as error:
         make_plan((*core[:4], bad, *core[5:]), "scalar", 1)
+    assert error.value.rule == ""
     with pytest.raises(ValueError, match="sizes do not agree"):
         make_plan((*core[:5], sample.indptr[:-1].copy(), *core[6:]), "scalar", 1)
     with pytest.raises(ValueError, match="unknown backend: 'sse9'"):
@@ -420,9 +447,12 @@ def test_results_do_not_depend_on_threads():
         np.testing.assert_array_equal(rows, results[0][0])
         np.testing.assert_array_equal(columns, results[0][1])
     assert_product(results[0][0].T, sample, x.T)
-    for bad in (0, -1, 257):
-        with pytest.raises(ValueError, match="from 1 to 256"):
+    for bad in (0, -1, 257, 10**30):
+        with pytest.raises(ValueError, match=f"from 1 to 256, got {bad}"):
             gs.set_num_threads(bad)
+    for wrong in ("2", 2.0, None):
+        with pytest.raises(TypeError, match="threads must be an integer, got"):
+            gs.set_num_threads(wrong)
 
 
 def test_many_threads_share_a_plan():

@@ -124,8 +124,15 @@ static int check_like_y(PyArrayObject *array, PyArrayObject *x, int64_t rows, co
     int right = PyArray_NDIM(array) == ndim && PyArray_DIM(array, ndim - 1) == rows;
     for (int i = 0; right && i < ndim - 1; i++) right = PyArray_DIM(array, i) == PyArray_DIM(x, i);
     if (right) return 0;
-    PyErr_Format(PyExc_ValueError, "%s must have x's shape but %lld in the last place", name,
-                 (long long)rows);
+    npy_intp expected[NPY_MAXDIMS];
+    for (int i = 0; i < ndim - 1; i++) expected[i] = PyArray_DIM(x, i);
+    expected[ndim - 1] = (npy_intp)rows;
+    PyObject *wanted = PyArray_IntTupleFromIntp(ndim, expected);
+    PyObject *given = PyArray_IntTupleFromIntp(PyArray_NDIM(array), PyArray_SHAPE(array));
+    if (wanted != NULL && given != NULL)
+        PyErr_Format(PyExc_ValueError, "%s must have shape %S, got %S", name, wanted, given);
+    Py_XDECREF(wanted);
+    Py_XDECREF(given);
     return -1;
 }
 
@@ -149,7 +156,7 @@ static PyObject *linear(PyObject *object, PyObject *const *args, Py_ssize_t coun
     const long activation = PyLong_AsLong(args[2]);
     if (activation == -1 && PyErr_Occurred()) return NULL;
     if (optional(self, args[1], 1, "bias", &bias) < 0 ||
-        optional(self, args[3], ndim, "residual", &residual) < 0)
+        optional(self, args[3], -1, "residual", &residual) < 0)
         return NULL;
     if (bias && check_size(PyArray_DIM(bias, 0), self->rows, "bias", "elements") < 0) return NULL;
     if (residual && check_like_y(residual, x, self->rows, "residual") < 0) return NULL;
@@ -161,7 +168,7 @@ static PyObject *linear(PyObject *object, PyObject *const *args, Py_ssize_t coun
         y = (PyArrayObject *)PyArray_SimpleNew(ndim, shape, self->typenum);
         if (y == NULL) return NULL;
     } else {
-        y = gsp_py_output(args[4], self->typenum, ndim, "out");
+        y = gsp_py_output(args[4], self->typenum, -1, "out");
         if (y == NULL || check_like_y(y, x, self->rows, "out") < 0) return NULL;
         if (overlap(y, x) || (bias && overlap(y, bias)) || (residual && overlap(y, residual))) {
             PyErr_SetString(

@@ -46,8 +46,8 @@ PyArrayObject *gsp_py_array(PyObject *object, int typenum, int ndim, const char 
         return NULL;
     }
     if (ndim >= 0 && PyArray_NDIM(array) != ndim) {
-        PyErr_Format(PyExc_ValueError, "%s must have %d dimensions, got %d", name, ndim,
-                     PyArray_NDIM(array));
+        PyErr_Format(PyExc_ValueError, "%s must have %d dimension%s, got %d", name, ndim,
+                     ndim == 1 ? "" : "s", PyArray_NDIM(array));
         return NULL;
     }
     if (!PyArray_ISNOTSWAPPED(array)) {
@@ -108,12 +108,13 @@ int gsp_py_pattern(PyObject *object, void *result) {
 }
 
 static PyObject *set_threads(PyObject *module, PyObject *argument) {
-    const long threads = PyLong_AsLong(argument);
-    if (threads == -1 && PyErr_Occurred()) return NULL;
+    int overflow;
+    const long threads = PyLong_AsLongAndOverflow(argument, &overflow);
+    if (threads == -1 && !overflow && PyErr_Occurred()) return NULL;
     if (threads < 1 || threads > 256 ||
         gsp_context_set_threads(gsp_py_state_of(module)->context, (int)threads) != GSP_OK)
-        return PyErr_Format(PyExc_ValueError,
-                            "the number of threads must be from 1 to 256, got %ld", threads);
+        return PyErr_Format(PyExc_ValueError, "the number of threads must be from 1 to 256, got %S",
+                            argument);
     Py_RETURN_NONE;
 }
 
@@ -129,9 +130,11 @@ static PyMethodDef module_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+/* `attributes` (stolen) may be NULL. */
 static PyObject *add_error(PyObject *module, const char *name, const char *full_name,
-                           const char *doc) {
-    PyObject *error = PyErr_NewExceptionWithDoc(full_name, doc, PyExc_ValueError, NULL);
+                           const char *doc, PyObject *attributes) {
+    PyObject *error = PyErr_NewExceptionWithDoc(full_name, doc, PyExc_ValueError, attributes);
+    Py_XDECREF(attributes);
     if (error != NULL && PyModule_AddObjectRef(module, name, error) < 0) Py_CLEAR(error);
     return error;
 }
@@ -143,11 +146,15 @@ static int module_exec(PyObject *module) {
         PyErr_NoMemory();
         return -1;
     }
-    state->pattern_error =
-        add_error(module, "PatternError", "gspattern.PatternError",
-                  "A pattern is malformed, does not fit a matrix, or a mask is not valid for it.");
+    state->pattern_error = add_error(
+        module, "PatternError", "gspattern.PatternError",
+        "A pattern is malformed, does not fit a matrix, or a mask is not valid for it.", NULL);
+    PyObject *rule = Py_BuildValue("{ss}", "rule", ""); /* what sets no rule has an empty one */
+    if (rule == NULL) return -1;
     state->format_error = add_error(module, "FormatError", "gspattern.FormatError",
-                                    "A compact matrix or a file breaks a rule of docs/FORMAT.md.");
+                                    "A compact matrix or a file breaks a rule of docs/FORMAT.md; "
+                                    "`rule` is its name.",
+                                    rule);
     if (state->pattern_error == NULL || state->format_error == NULL) return -1;
     if (PyModule_AddFunctions(module, module_methods) < 0) return -1;
     if (PyModule_AddFunctions(module, gsp_py_masks_methods) < 0) return -1;
