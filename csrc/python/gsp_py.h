@@ -51,6 +51,7 @@ int gsp_py_matrix(PyObject *core, gsp_matrix *matrix, gsp_lengths *lengths);
 extern PyMethodDef gsp_py_masks_methods[];
 extern PyMethodDef gsp_py_matrices_methods[];
 extern PyMethodDef gsp_py_kernels_methods[];
+extern PyMethodDef gsp_py_probe_methods[];
 
 /* Adds the types of a topic to the module; 0 or -1 with an error set. */
 int gsp_py_kernels_types(PyObject *module);
