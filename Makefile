@@ -54,9 +54,18 @@ setup: $(EXTENSION)  ## Set up only: .venv, requirements, extension
 demo: $(EXTENSION)  ## Train, prune, compress and run a network on handwritten digits (ARGS=--quick)
 	$(BIN)/python examples/digits/demo.py $(ARGS)
 
-.PHONY: bench
-bench: $(EXTENSION)  ## Run the benchmarks
-	@for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python $$file $(ARGS); done
+# The libraries to compare with are large, so that only this target installs them.
+PEERS := $(VENV)/peers
+$(PEERS): $(READY)
+	$(BIN)/python -m pip install -c constraints.txt --no-build-isolation -e '.[peers]'
+	@touch $@
+
+.PHONY: bench bench-masks
+bench: $(EXTENSION) $(PEERS)  ## Time products against dense and sparse libraries (ARGS=--help)
+	$(BIN)/python -m gspattern bench $(ARGS)
+
+bench-masks: $(EXTENSION)  ## Time the choice of masks against torch.topk (ARGS=--help)
+	$(BIN)/python benchmarks/bench_masks.py $(ARGS)
 
 # -------------------------------------------------------------------- tests
 

@@ -13,17 +13,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 import gspattern as gs
+from gspattern.bench import alternate, make_weights, print_table
 
 # Pattern, method, and the goals: time as a multiple of topk's, peak memory as a multiple of the scores'.
 CONTENDERS = [
@@ -38,32 +38,8 @@ CONTENDERS = [
 ]
 
 
-def make_scores(rows: int, cols: int, seed: int = 0) -> np.ndarray:
-    """|Gaussian| x log-normal(0.3) row scales, float32: magnitudes as those of a trained layer."""
-    rng = np.random.default_rng(seed)
-    scores = rng.standard_normal((rows, cols), dtype=np.float32)
-    np.abs(scores, out=scores)
-    scores *= rng.lognormal(0, 0.3, (rows, 1)).astype(np.float32)
-    return scores
-
-
-def measure_times(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every call in every round, after a round that does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(-1, rounds):
-        show(f"round {number + 1} of {rounds}" if number >= 0 else "first round, not counted")
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if number >= 0:
-                seconds[name].append(time.perf_counter() - start)
-    show("")
-    return seconds
-
-
-def show(text: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+def make_scores(rows: int, cols: int) -> np.ndarray:
+    return np.abs(make_weights(rows, cols))
 
 
 def resident(field: str) -> int:
@@ -111,7 +87,10 @@ def run(arguments: argparse.Namespace) -> dict[str, object]:
     }
     for pattern, method, _, _ in CONTENDERS:
         calls[f"{pattern} {method}"] = choose(pattern, method)
-    seconds = measure_times(calls, arguments.rounds)
+    with tqdm(total=1, leave=False, disable=None) as bar:
+        seconds = alternate(
+            calls, arguments.rounds, turn=0, progress=lambda share: bar.update(share - bar.n)
+        )
 
     ordered = np.sort(scores, axis=None)[::-1].astype(np.float64).cumsum()
     results: list[dict[str, object]] = []
@@ -138,18 +117,10 @@ def run(arguments: argparse.Namespace) -> dict[str, object]:
         "sparsity": sparsity,
         "rounds": arguments.rounds,
         "threads": 1,
-        "machine": processor(),
+        "machine": gs.cpu_info().name,
         "torch": torch.__version__,
         "results": results,
     }
-
-
-def processor() -> str:
-    """The name of the CPU."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.machine()
 
 
 HEADINGS = [
@@ -184,28 +155,13 @@ def cells(result: dict[str, object]) -> list[str]:
     ]
 
 
-def print_table(report: dict[str, object]) -> None:
+def show(report: dict[str, object]) -> None:
     title = (
         f"{report['rows']} x {report['cols']} at {report['sparsity']:.0%}, one thread, "
         f"{report['rounds']} rounds, {report['machine']}, torch {report['torch']}"
     )
     rows = [cells(result) for result in report["results"]]  # type: ignore[attr-defined]
-    try:
-        from rich.console import Console
-        from rich.table import Table
-    except ImportError:
-        widths = [max(map(len, column)) for column in zip(HEADINGS, *rows, strict=True)]
-        print(title)
-        for row in [HEADINGS, *rows]:
-            first, *rest = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-            print("  ".join([row[0].ljust(len(first)), *rest]).rstrip())
-        return
-    table = Table(title=title)
-    for number, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="right" if number else "left")
-    for row in rows:
-        table.add_row(*row)
-    Console(width=110).print(table)  # the same width in a pipe
+    print_table(title, HEADINGS, rows)
 
 
 def main() -> None:
@@ -223,7 +179,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     arguments = parser.parse_args()
     report = run(arguments)
-    print_table(report)
+    show(report)
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")
 

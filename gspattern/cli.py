@@ -1,7 +1,8 @@
-"""The command line: `gspattern check | info | prune` on safetensors files."""
+"""The command line: `gspattern check | info | prune` on safetensors files, and `gspattern bench`."""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -229,6 +230,72 @@ def _notes(file: Path) -> dict[str, str]:
 def _save_dense(tensors: Arrays, target: Path, notes: dict[str, str]) -> None:
     arrays = {name: np.asarray(array) for name, array in tensors.items()}
     safetensors.numpy.save_file(arrays, target, notes or None)
+
+
+@app.command()
+def bench(
+    shapes: Annotated[
+        list[str] | None,
+        typer.Option("--shapes", help="A file of shapes, or such as 1024x1024; again for more."),
+    ] = None,
+    patterns: Annotated[
+        list[str] | None, typer.Option("--patterns", "-p", help="Again for more.")
+    ] = None,
+    n: Annotated[
+        list[int] | None, typer.Option("--n", help="Columns of x; again for more.")
+    ] = None,
+    sparsity: Annotated[
+        list[float] | None, typer.Option("--sparsity", "-s", help="Again for more.")
+    ] = None,
+    threads: Annotated[
+        list[int] | None, typer.Option("--threads", help="Again to see how it scales.")
+    ] = None,
+    peers: Annotated[
+        list[str] | None, typer.Option("--peers", help="Libraries to compare with; again for more.")
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option(help="For each table; at least three rounds are run.")
+    ] = 4.0,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A small shape and few rounds: does it run?")
+    ] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write all figures to this file.")
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Write speedups.png and roofline.png to this folder (needs matplotlib)."),
+    ] = None,
+) -> None:
+    """Time compact matrices against dense and sparse libraries on this machine."""
+    try:
+        from gspattern import bench as benchmark
+    except ModuleNotFoundError as error:
+        sys.exit(str(error))
+    usual = benchmark.QUICK if quick else benchmark.Settings()
+    with _plain_errors():
+        settings = benchmark.Settings(
+            shapes=tuple(shapes) if shapes else usual.shapes,
+            sparsities=tuple(sparsity) if sparsity else usual.sparsities,
+            columns=tuple(n) if n else usual.columns,
+            patterns=tuple(patterns) if patterns else usual.patterns,
+            peers=tuple(peers) if peers else usual.peers,
+            threads=tuple(threads) if threads else usual.threads,
+            seconds=seconds,
+            rounds=usual.rounds,
+        )
+        command = ["python", "-m", "gspattern", *sys.argv[1:]]
+        report = benchmark.run(settings, command, benchmark.print_case)
+        benchmark.print_report(report)
+        if json_file is not None:
+            json_file.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+        if plot is not None:
+            from gspattern.plots import plot_roofline, plot_speedups
+
+            plot.mkdir(parents=True, exist_ok=True)
+            plot_speedups(report, settings.threads[0]).savefig(plot / "speedups.png", dpi=150)
+            if 1 in settings.threads:
+                plot_roofline(report).savefig(plot / "roofline.png", dpi=150)
 
 
 def _weights(tensors: Arrays, include: list[str] | None, exclude: list[str] | None) -> Arrays:

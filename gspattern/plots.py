@@ -1,4 +1,4 @@
-"""Pictures: masks with their banks, and accuracy against size. Needs matplotlib (the extra `plot`)."""
+"""Pictures: masks with their banks, accuracy against size, and measured times. Needs matplotlib (the extra `plot`)."""
 
 from __future__ import annotations
 
@@ -129,3 +129,113 @@ def plot_tradeoff(
     ax.grid(alpha=0.3)
     ax.legend(fontsize="small")
     return ax
+
+
+def plot_speedups(report: Mapping[str, Any], threads: int = 1) -> Any:
+    """Draw the speed-up over the fastest dense library against sparsity, one panel for each N.
+
+    Parameters
+    ----------
+    report : mapping
+        What `gspattern.bench.run` returns.
+    threads : int
+        Whose results are drawn.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    ValueError
+        If the report holds no comparison with dense libraries for these threads.
+    """
+    lines = [line for line in report["summary"] if line["dense"] and line["threads"] == threads]
+    if not lines:
+        raise ValueError(f"the report compares nothing with dense libraries on {threads} thread(s)")
+    columns = sorted({line["n"] for line in lines})
+    figure, axes = _pyplot().subplots(
+        1,
+        len(columns),
+        figsize=(3.2 * len(columns), 3.4),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    names = list(dict.fromkeys(line["name"] for line in lines))
+    for ax, n in zip(axes[0], columns, strict=True):
+        for number, name in enumerate(names):
+            points = sorted(
+                (100 * line["sparsity"], line["dense"])
+                for line in lines
+                if line["n"] == n and line["name"] == name
+            )
+            if points:
+                ax.plot(
+                    *zip(*points, strict=True), "o-", color=f"C{number}", label=name, markersize=4
+                )
+        ax.axhline(1, color="grey", linewidth=0.8)
+        ax.set_title(f"N = {n}")
+        ax.set_xlabel("sparsity, %")
+        ax.set_xticks(sorted({100 * line["sparsity"] for line in lines}))
+    axes[0][0].set_ylabel("times the fastest dense library")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right", fontsize="small")
+    return figure
+
+
+def plot_roofline(report: Mapping[str, Any]) -> Any:
+    """Draw GMAC/s of every pattern and of dense libraries against multiply-adds per byte, under what one core can do.
+
+    Multiply-adds are useful ones, and bytes are those of a plan or of the dense weights, so that padding shows as a
+    distance from the roof.
+
+    Parameters
+    ----------
+    report : mapping
+        What `gspattern.bench.run` returns; results of one thread are drawn.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    ValueError
+        If the report holds no results of one thread.
+    """
+    lines = [line for line in report["results"] if line.get("share") and line["threads"] == 1]
+    if not lines:
+        raise ValueError("the report holds no results of one thread that have a bound")
+    probes = next(iter(report["probes"].values()))
+    figure, ax = _pyplot().subplots(figsize=(8, 5), layout="constrained")
+    reach = np.logspace(-2, 3, 200)
+    for level, rate in probes["gbytes_per_s"].items():
+        ax.plot(
+            reach, np.minimum(probes["gmacs_registers"], reach * rate), color="grey", linewidth=0.8
+        )
+        ax.text(1 / rate, 1, f"{level} ", color="grey", fontsize="small", va="bottom", ha="right")
+    ax.axhline(probes["gmacs_l1"], color="grey", linestyle=":", linewidth=0.8)
+    ax.axhline(probes["gmacs_registers"], color="grey", linewidth=0.8)
+    names = ["dense", *dict.fromkeys(line["name"] for line in lines if line["kind"] == "pattern")]
+    for number, name in enumerate(names):
+        mine = [
+            line
+            for line in lines
+            if name == (line["name"] if line["kind"] == "pattern" else "dense")
+        ]
+        ax.plot(
+            [line["kept"] * line["n"] / line["bytes"] for line in mine],
+            [line["gmacs"] for line in mine],
+            "x" if name == "dense" else "o",
+            color="black" if name == "dense" else f"C{number - 1}",
+            label=name,
+            markersize=5,
+        )
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_ylim(0.5, 1.5 * probes["gmacs_registers"])
+    ax.set_xlabel("multiply-adds per byte of weights")
+    ax.set_ylabel("GMAC/s, one core")
+    ax.set_title(f"{report['machine']['name']}, {probes['backend']}")
+    ax.legend(fontsize="small")
+    return figure

@@ -1,0 +1,249 @@
+"""The roofline: what this CPU can load, permute and multiply, and the least time that a plan needs for it.
+
+Probes are loops in C (csrc/kernels/probe_*.c) that are timed here, a few milliseconds each. A bound is computed from
+what a plan says of itself: its bytes, its slots and the form of its kernel. Nothing of a kernel is timed for it.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gspattern import _core
+from gspattern.plans import cpu_info
+
+if TYPE_CHECKING:
+    from gspattern.plans import Plan
+
+__all__ = ["Bound", "Probes", "bound", "dense_bound", "probe", "read_time"]
+
+BLOCK = 1024  # bytes: the memory of a probe is a multiple
+IN_L1 = 16 * BLOCK
+REPEATS = 15
+
+
+@dataclass(frozen=True)
+class Probes:
+    """What one core does, with one instruction set.
+
+    Attributes
+    ----------
+    backend : str
+    lanes : int
+        Floats of a register.
+    load, permute, step, fma, load_fma : float
+        Seconds of one aligned load of a register from L1, of one look-up of a register in a register table, of a
+        look-up and a multiply-add, of a multiply-add from registers, and of one with an aligned operand from L1.
+    bandwidth : dict of str to float
+        Bytes per second that are loaded from "L1d", "L2", "L3" and "memory".
+    """
+
+    backend: str
+    lanes: int
+    load: float
+    permute: float
+    step: float
+    fma: float
+    load_fma: float
+    bandwidth: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The least time of a product, and what sets it.
+
+    Attributes
+    ----------
+    parts : dict of str to float
+        Seconds that each resource needs by itself: "bytes", "steps" (permutes with their multiply-adds), "loads",
+        "fma".
+    """
+
+    parts: dict[str, float]
+
+    @property
+    def limit(self) -> str:
+        """The resource that needs longest."""
+        return max(self.parts, key=lambda part: self.parts[part])
+
+    @property
+    def seconds(self) -> float:
+        return self.parts[self.limit]
+
+
+# -------------------------------------------------------------------- probes
+
+
+def _memory(nbytes: int) -> npt.NDArray[np.float32]:
+    """Float32 [nbytes / 4], aligned to 64 bytes; written, since pages that never were are all one page of zeros."""
+    raw = np.full(nbytes // 4 + 16, 1e-3, np.float32)
+    first = -raw.ctypes.data % 64 // 4
+    return raw[first : first + nbytes // 4]
+
+
+def _time(backend: str, kind: str, memory: npt.NDArray[np.float32], seconds: float) -> float:
+    """Seconds of one item, best of several rounds of about `seconds`."""
+    start = time.perf_counter()
+    _core.probe(backend, kind, memory, 1)
+    once = time.perf_counter() - start
+    rounds = max(1, int(seconds / once / REPEATS))
+    best = float("inf")
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        items, _, _ = _core.probe(backend, kind, memory, rounds)
+        best = min(best, (time.perf_counter() - start) / items)
+    return best
+
+
+@functools.cache
+def _fastest_reader() -> str:
+    return _core.backends()[0]
+
+
+@functools.cache
+def read_time(nbytes: int) -> float:
+    """Seconds that one core needs at least to load so many bytes again and again, from wherever they fit."""
+    size = max(1, -(-nbytes // BLOCK)) * BLOCK
+    memory, backend = _memory(size), _fastest_reader()
+    lanes = _core.probe(backend, "read", memory, 1)[1]
+    item = min(_time(backend, kind, memory, 0.02) for kind in ("read", "ahead"))
+    return item * nbytes / (4 * lanes)
+
+
+def _caches() -> dict[str, int]:
+    """Bytes of each level, smallest first."""
+    return dict(sorted(cpu_info().caches.items(), key=lambda level: level[1]))
+
+
+@functools.cache
+def probe(backend: str | None = None) -> Probes:
+    """Measure this CPU; the second call gives what the first has measured.
+
+    Parameters
+    ----------
+    backend : str, optional
+        One of `gspattern.backends`; None for the best.
+
+    Raises
+    ------
+    ValueError
+        If this CPU does not run it.
+    """
+    name = backend or _core.backends()[0]
+    memory = _memory(IN_L1)
+    lanes = _core.probe(name, "read", memory, 1)[1]
+    kinds = {
+        "load": "read",
+        "permute": "permute",
+        "step": "step",
+        "fma": "fma",
+        "load_fma": "load_fma",
+    }
+    seconds = {field: _time(name, kind, memory, 0.02) for field, kind in kinds.items()}
+    caches = _caches() or {"L1d": 2 * IN_L1}
+    sizes = {level: size // 2 for level, size in caches.items()}
+    sizes["memory"] = 3 * max(caches.values())
+    return Probes(
+        backend=name,
+        lanes=lanes,
+        bandwidth={
+            level: nbytes
+            / read_time(min(nbytes, 1 << 28) // BLOCK * BLOCK)
+            * min(1, (1 << 28) / nbytes)
+            for level, nbytes in sizes.items()
+        },
+        **seconds,
+    )
+
+
+# -------------------------------------------------------------------- bounds
+
+
+def bound(plan: Plan, shape: tuple[int, int], n: int) -> Bound:
+    """Give the least time of ``y = W x`` by the design of a plan's kernel on one core of this CPU.
+
+    The plan is loaded at least once, from where all of it fits; x and y are in L1 for SpMV and where they fit for
+    SpMM. A slot of SpMV takes a lane of a step, and registers are loaded for values, positions and tables. A
+    slot of SpMM takes a multiply-add for every register of columns, each with an operand from L1.
+
+    Parameters
+    ----------
+    plan : Plan
+    shape : (int, int)
+        Rows and columns of the matrix.
+    n : int
+        Columns of x, or samples.
+    """
+    probes = probe(plan.backend)
+    lanes, slots = probes.lanes, plan.slots
+    if plan.columns:
+        registers = slots * -(-n // lanes)
+        moved = plan.bytes + 4 * n * (shape[0] + shape[1])
+        return Bound(
+            {
+                "bytes": read_time(moved),
+                "loads": registers * probes.load_fma,
+                "fma": registers * probes.fma,
+            }
+        )
+    steps = slots / lanes * n
+    parts = {"bytes": read_time(plan.bytes), "fma": steps * probes.fma}
+    form = re.search(r"_(quads|strips|gather|wide|tall)(\d*)", plan.kernel)
+    if form is None:  # scalar: an element at a time
+        return Bound(parts | {"loads": slots * n * probes.load})
+    kind, width = form[1], int(form[2] or 0)
+    # Registers of values and positions, and of x: a table, which four steps share in quads, or a run of a block.
+    loads = {
+        "quads": 1.25 + width / lanes / 4,
+        "strips": 1.25 + width / lanes,
+        "gather": 2.0,
+        "wide": 2.0,
+        "tall": 2.0,
+    }
+    parts["loads"] = steps * loads[kind] * probes.load
+    if width:
+        wide = (
+            2 * lanes if probes.backend == "avx512" else lanes
+        )  # entries that one permute looks up
+        permutes = max(1, width // wide)
+        parts["steps"] = steps * (probes.step + (permutes - 1) * probes.permute)
+    if kind == "gather":  # one load for every lane
+        parts["loads"] = steps * (2 + lanes) * probes.load
+    return Bound(parts)
+
+
+def dense_bound(shape: tuple[int, int], n: int) -> Bound:
+    """Give the least time of a dense product: its weights loaded once, and all multiply-adds from registers.
+
+    Parameters
+    ----------
+    shape : (int, int)
+        Rows and columns of the weights.
+    n : int
+        Columns of x.
+    """
+    probes = probe()
+    size = shape[0] * shape[1]
+    return Bound({"bytes": read_time(4 * size), "fma": size * n / probes.lanes * probes.fma})
+
+
+def as_dict(probes: Probes) -> dict[str, Any]:
+    """Probes in units for people: items per nanosecond and GB/s."""
+    return {
+        "backend": probes.backend,
+        "lanes": probes.lanes,
+        "loads_per_ns": 1e-9 / probes.load,
+        "permutes_per_ns": 1e-9 / probes.permute,
+        "steps_per_ns": 1e-9 / probes.step,
+        "fma_per_ns": 1e-9 / probes.fma,
+        "load_fma_per_ns": 1e-9 / probes.load_fma,
+        "gmacs_registers": 1e-9 * probes.lanes / probes.fma,
+        "gmacs_l1": 1e-9 * probes.lanes / probes.load_fma,
+        "gbytes_per_s": {level: 1e-9 * rate for level, rate in probes.bandwidth.items()},
+    }
