@@ -355,7 +355,8 @@ static void pack_gather(gsp_plan *plan, const row_list *list, const uint32_t *or
 
 /* Counts what the plan holds as it is allocated. */
 static void *plan_alloc(gsp_plan *plan, uint64_t count, size_t size) {
-    void *memory = gspi_calloc(plan->context, count, size);
+    if ((size_t)count != count) return NULL;
+    void *memory = gspi_calloc(plan->context, (size_t)count, size);
     if (memory != NULL) plan->bytes += count * size;
     return memory;
 }

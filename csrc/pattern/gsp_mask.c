@@ -127,7 +127,7 @@ static gsp_status make_prices(gsp_context *context, gspi_task *work, gsp_prices 
                last = gspi_last_gain(work->ladders, work->count);
         double lambda = next > -INFINITY ? next : last < INFINITY ? last : 0;
         void *both[] = {work, prices, &lambda};
-        gspi_parallel_on(work->context, work->workers, work->count, price_row, both);
+        (void)gspi_parallel_on(work->context, work->workers, work->count, price_row, both);
     }
     *made = prices;
     return GSP_OK;
