@@ -57,6 +57,9 @@ gsp_status gspi_parallel(gsp_context *context, int64_t items, gspi_body body, vo
  * something per worker asks once and uses gspi_parallel_on, because the setting may change at
  * any time. */
 int gspi_workers(const gsp_context *context, int64_t items);
+/* For work so short that waking a thread for it alone would not pay: whether the last call came a moment ago, so that
+ * the threads are awake, or are worth waking for what will follow. */
+bool gspi_is_busy(gsp_context *context);
 gsp_status gspi_parallel_on(gsp_context *context, int workers, int64_t items, gspi_body body,
                             void *argument);
 

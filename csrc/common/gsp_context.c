@@ -108,6 +108,8 @@ int gspi_workers(const gsp_context *context, int64_t items) {
     return (int)gspi_max(1, gspi_min(items, gsp_context_threads(context)));
 }
 
+bool gspi_is_busy(gsp_context *context) { return gspi_pool_is_busy(&context->pool); }
+
 gsp_status gspi_parallel_on(gsp_context *context, int workers, int64_t items, gspi_body body,
                             void *argument) {
     return gspi_pool_run(&context->pool, workers, items, body, argument);

@@ -25,6 +25,8 @@
 /* Nanoseconds that a thread without work, and a caller whose threads are still at work, wait awake. */
 #define IDLE_SPIN 50000
 #define OWNER_SPIN 200000
+/* Between calls that belong together. */
+#define BUSY 200000
 
 #if defined(__x86_64__) || defined(__i386__)
 #define PAUSE() __builtin_ia32_pause()
@@ -95,6 +97,11 @@ static int64_t nanoseconds(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
+}
+
+bool gspi_pool_is_busy(gspi_pool *pool) {
+    const int64_t now = nanoseconds();
+    return now - atomic_exchange(&pool->asked, now) < BUSY;
 }
 
 static bool has_work(gspi_pool *pool) {
@@ -183,6 +190,7 @@ gsp_status gspi_pool_init(gspi_pool *pool) {
         atomic_store(&counts_forks, true);
     }
     make(pool);
+    atomic_init(&pool->asked, 0);
     atomic_init(&pool->gate, 2 * atomic_load(&forks));
     return GSP_OK;
 }

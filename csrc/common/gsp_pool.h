@@ -25,6 +25,7 @@ typedef struct gspi_pool {
     char apart[64];
     _Atomic uint64_t ticket; /* number of the job << 32 | places left << 16 | threads at it */
     char apart_too[64];
+    _Atomic int64_t asked; /* when gspi_pool_is_busy was called, in nanoseconds */
     atomic_int sleepers;
     atomic_bool owner_sleeps, stops, awake;
     pthread_mutex_t lock;
@@ -33,6 +34,7 @@ typedef struct gspi_pool {
 
 /* No thread is started before the first job. */
 gsp_status gspi_pool_init(gspi_pool *pool);
+bool gspi_pool_is_busy(gspi_pool *pool);
 /* Ends the threads. Nobody may be using the pool. */
 void gspi_pool_clear(gspi_pool *pool);
 /* gspi_parallel_on with the threads of the pool. If they are at another job, the caller does all items itself:

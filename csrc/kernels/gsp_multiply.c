@@ -6,8 +6,14 @@
 
 #include "gsp_kernels.h"
 
-/* Slots times samples from which starting threads (some 50 us each) is worth it. */
-#define GSPI_PARALLEL_WORK (1 << 23)
+/* Slots times samples from which threads that are awake are worth it, some fifteen microseconds of one thread, by
+ * vectors or one by one; and how many times as much it must be to wake a thread for it, which takes five to ten, and
+ * more where others use the CPU. */
+#define GSPI_PARALLEL_VECTORS (1 << 19)
+#define GSPI_PARALLEL_SCALARS (1 << 14)
+#define GSPI_WORTH_WAKING 8
+/* Parts of the work for each thread, so that one that comes late or is interrupted does less of it. */
+#define GSPI_PARTS 4
 
 typedef struct {
     const gsp_plan *plan;
@@ -17,7 +23,7 @@ typedef struct {
     gsp_strides strides;
     gsp_epilogue epilogue;
     size_t size; /* of an element of x and y */
-    int64_t share; /* units or samples of one item of parallel work */
+    int64_t parts; /* items of parallel work, in units or samples */
 } task;
 
 /* ----------------------------------------------------------------- finish */
@@ -99,12 +105,34 @@ typedef struct {
     gspi_product product;
 } unit_work;
 
+/* What the units before this one cost, in no unit of time: items or elements, and 1 for each. */
+static uint64_t cost_before(const gsp_plan *plan, int64_t unit) {
+    const uint64_t items =
+        plan->entry->form == GSPI_STORED ? plan->matrix.indptr[unit] : plan->start[unit];
+    return items + (uint64_t)unit;
+}
+
+/* Where a part begins if all cost the same. */
+static int64_t first_of_part(const gsp_plan *plan, int64_t part, int64_t parts) {
+    const uint64_t total = cost_before(plan, plan->units);
+    const uint64_t cost = total / (uint64_t)parts * (uint64_t)part +
+                          total % (uint64_t)parts * (uint64_t)part / (uint64_t)parts;
+    int64_t low = 0, high = plan->units;
+    while (low < high) {
+        const int64_t middle = low + (high - low) / 2;
+        if (cost_before(plan, middle) < cost) low = middle + 1;
+        else high = middle;
+    }
+    return low;
+}
+
 static gsp_status run_units(void *argument, int64_t item, int worker) {
     (void)worker;
     const unit_work *work = argument;
     const gsp_plan *plan = work->t->plan;
-    const int64_t first = item * work->t->share;
-    plan->entry->kernel(plan, &work->product, first, gspi_min(first + work->t->share, plan->units));
+    const int64_t first = first_of_part(plan, item, work->t->parts),
+                  last = first_of_part(plan, item + 1, work->t->parts);
+    if (first < last) plan->entry->kernel(plan, &work->product, first, last);
     return GSP_OK;
 }
 
@@ -113,7 +141,7 @@ static void run_kernel(const task *t, const gspi_product *product, bool threads)
     const gsp_plan *plan = t->plan;
     if (threads) {
         unit_work work = {t, *product};
-        (void)gspi_parallel(plan->context, gspi_ceil_div(plan->units, t->share), run_units, &work);
+        (void)gspi_parallel(plan->context, t->parts, run_units, &work);
     } else {
         plan->entry->kernel(plan, product, 0, plan->units);
     }
@@ -140,8 +168,8 @@ static void multiply_sample(const task *t, int64_t sample, bool threads) {
 static gsp_status run_samples(void *argument, int64_t item, int worker) {
     (void)worker;
     const task *t = argument;
-    const int64_t first = item * t->share;
-    for (int64_t sample = first; sample < gspi_min(first + t->share, t->samples); sample++)
+    for (int64_t sample = item * t->samples / t->parts; sample < (item + 1) * t->samples / t->parts;
+         sample++)
         multiply_sample(t, sample, false);
     return GSP_OK;
 }
@@ -168,19 +196,22 @@ gsp_status gsp_multiply(const gsp_plan *plan, const void *x, int64_t samples,
     if (columns) GSP_CHECK(t.strides.x_sample == 1 && t.strides.y_sample == 1, GSP_ERROR_SHAPE);
     else GSP_CHECK(t.strides.x_col == 1 && t.strides.y_row == 1, GSP_ERROR_SHAPE);
 
-    const int workers = gspi_workers(plan->context, plan->units);
-    const bool threads =
-        workers > 1 && plan->slots >= (uint64_t)GSPI_PARALLEL_WORK / (uint64_t)samples;
-    t.share = gspi_max(1, plan->units / (4 * workers));
+    const uint64_t least =
+        plan->entry->backend == GSP_SCALAR ? GSPI_PARALLEL_SCALARS : GSPI_PARALLEL_VECTORS;
+    const int64_t workers = gspi_workers(plan->context, INT64_MAX);
+    const bool threads = workers > 1 && plan->slots >= least / (uint64_t)samples &&
+                         (plan->slots >= GSPI_WORTH_WAKING * least / (uint64_t)samples ||
+                          gspi_is_busy(plan->context));
+    t.parts = gspi_min(GSPI_PARTS * workers, plan->units);
     if (columns) {
         const gspi_product product = {x, y, samples, t.strides.x_col, t.strides.y_row};
         run_kernel(&t, &product, threads);
         for (int64_t row = 0; row < rows && needs_finish(&t); row++)
             finish(&t, t.y + row * t.strides.y_row * (int64_t)t.size, samples, row, 0,
                    residual_at(&t, row, 0));
-    } else if (threads && samples >= workers) {
-        t.share = gspi_max(1, samples / (4 * workers));
-        (void)gspi_parallel(plan->context, gspi_ceil_div(samples, t.share), run_samples, &t);
+    } else if (threads && samples >= GSPI_PARTS * workers) {
+        t.parts = GSPI_PARTS * workers;
+        (void)gspi_parallel(plan->context, t.parts, run_samples, &t);
     } else {
         for (int64_t sample = 0; sample < samples; sample++) multiply_sample(&t, sample, threads);
     }
