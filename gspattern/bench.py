@@ -83,6 +83,7 @@ WORST = 0.8  # of its goal: what every single shape must reach
 TURN = 5e-3  # seconds of a contender's turn in a round, at least one call
 BATCH = 2e-4  # seconds that are timed together, at least one call
 LEAST_ROUNDS = 3
+BUSY = 0.05  # share of a core that other programs may have
 
 # Settings that make libraries slower than they are.
 CRIPPLING = (
@@ -139,6 +140,9 @@ class Settings:
         Of a case (one shape, sparsity, N and number of threads), at least three rounds.
     rounds : int
         Of a case, at most.
+    clock : {"wall", "cpu"}
+        "cpu" counts the time that the threads of this process run, which leaves out what other programs take on a busy
+        machine; for one thread only.
     """
 
     shapes: tuple[str, ...] = SHAPES
@@ -149,6 +153,7 @@ class Settings:
     threads: tuple[int, ...] = (1,)
     seconds: float = 4.0
     rounds: int = 40
+    clock: str = "wall"
 
 
 # Whether everything runs; its figures mean little.
@@ -236,6 +241,19 @@ def check_environment(environment: Mapping[str, str], threads: Iterable[int], co
             )
 
 
+def check_clock(clock: str, threads: Sequence[int]) -> None:
+    """Refuse a clock that there is not, or the CPU clock for several threads: it adds theirs up.
+
+    Raises
+    ------
+    BenchError
+    """
+    if clock not in CLOCKS or (clock == "cpu" and set(threads) != {1}):
+        raise BenchError(
+            f"the clock is wall, or cpu for one thread; got {clock} for {', '.join(map(str, threads))}"
+        )
+
+
 def _check_pools(pools: Iterable[Mapping[str, Any]], threads: int) -> None:
     """All libraries must use the same number of threads; OpenBLAS takes no more than it was started with."""
     for pool in pools:
@@ -283,11 +301,21 @@ def _settle() -> None:
             return
 
 
+def _busy() -> float:
+    """The share of a core that other programs have at this moment."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    while time.perf_counter() - wall < 0.02:
+        pass
+    used = time.process_time() - cpu
+    return max(0.0, 1 - used / (time.perf_counter() - wall))
+
+
 def alternate(
     calls: Mapping[str, Callable[[], object]],
     rounds: int,
     seconds: float = float("inf"),
     turn: float = TURN,
+    clock: Callable[[], float] = time.perf_counter,
     progress: Callable[[float], object] = lambda share: None,
 ) -> dict[str, list[float]]:
     """Time calls one after the other, round after round.
@@ -304,6 +332,8 @@ def alternate(
         No round begins later, once there are three.
     turn : float
         Seconds of one turn; at least one call.
+    clock : callable
+        Gives seconds.
     progress : callable
         Told the share of the work that is done, up to 1.
 
@@ -323,12 +353,12 @@ def alternate(
                 break
             for name, call in calls.items():
                 _settle()
-                once = _seconds(call, 1)
+                once = _seconds(call, 1, clock)
                 if once < turn:
-                    once = min(_seconds(call, 1), _seconds(call, 1))
+                    once = min(_seconds(call, 1, clock), _seconds(call, 1, clock))
                 batch = max(1, int(BATCH / once))
                 for _ in range(max(1, int(turn / (batch * once)))):
-                    times[name].append(_seconds(call, batch) / batch)
+                    times[name].append(_seconds(call, batch, clock) / batch)
             used = time.perf_counter() - begin
             progress(min(1.0, max((number + 1) / rounds, used / seconds)))
     finally:
@@ -338,11 +368,14 @@ def alternate(
     return times
 
 
-def _seconds(call: Callable[[], object], times: int) -> float:
-    start = time.perf_counter()
+def _seconds(call: Callable[[], object], times: int, clock: Callable[[], float]) -> float:
+    start = clock()
     for _ in range(times):
         call()
-    return time.perf_counter() - start
+    return clock() - start
+
+
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 @dataclass(frozen=True)
@@ -454,7 +487,9 @@ def _case(
     x = np.random.default_rng(1).standard_normal((layer.shape.cols, n), dtype=np.float32)
     contenders = _contenders(layer, x, peers, prepared)
     calls = {str(i): contender.product.call for i, contender in enumerate(contenders)}
-    times = alternate(calls, settings.rounds, settings.seconds, progress=progress)
+    times = alternate(
+        calls, settings.rounds, settings.seconds, clock=CLOCKS[settings.clock], progress=progress
+    )
     errors = _errors(contenders, x)
     size = (layer.shape.rows, layer.shape.cols)
     results = []
@@ -534,6 +569,7 @@ def run(
     """
     cpu = plans.cpu_info()
     check_environment(os.environ, settings.threads, cpu.cores)
+    check_clock(settings.clock, settings.threads)
     shapes = [shape for text in settings.shapes for shape in read_shapes(text)]
     cases = sum(
         len(_columns(shape, settings)) * len(settings.sparsities) * len(settings.threads)
@@ -545,6 +581,7 @@ def run(
     unfit: dict[str, str] = {}
     found: dict[str, str] = {}
     blas: list[str] = []
+    busy: list[float] = []
     with tqdm(total=cases, unit="case", disable=None, leave=False) as bar:
         bar.set_description("probes")
         probes = {name: roofline.as_dict(roofline.probe(name)) for name in plans.backends()}
@@ -562,6 +599,7 @@ def run(
                         prepared: dict[str, Any] = {}
                         for n in _columns(shape, settings):
                             bar.set_description(f"{shape.size} at {sparsity:.0%}, N = {n}")
+                            busy.append(_busy())
                             done = bar.n
 
                             def tell(share: float, done: float = done) -> None:
@@ -585,6 +623,7 @@ def run(
         "settings": asdict(settings),
         "probes": probes,
         "overhead": overhead,
+        "busy": statistics.fmean(busy),
         "results": results,
     }
     return report | summarise(results, cpu.caches)
@@ -806,6 +845,13 @@ def print_report(report: Mapping[str, Any]) -> None:
         print(f"missing: {name}: {why}")
     for name, why in report["unfit"].items():
         print(f"left out: {name}: {why}")
+    if report["settings"]["clock"] == "wall" and report["busy"] > BUSY:
+        print(
+            f"other programs had {report['busy']:.0%} of a core: that makes long products look slower than short ones; "
+            "stop them, or use --clock cpu"
+        )
+    if report["settings"]["clock"] == "cpu":
+        print("times are CPU times: what other programs took of the core is left out")
     rates = ", ".join(f"{level} {rate:.0f}" for level, rate in best["gbytes_per_s"].items())
     print(
         f"one core, {best['backend']}: {best['gmacs_registers']:.0f} GMAC/s from registers, "

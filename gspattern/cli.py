@@ -256,6 +256,10 @@ def bench(
     seconds: Annotated[
         float, typer.Option(help="For each table; at least three rounds are run.")
     ] = 4.0,
+    clock: Annotated[
+        Literal["wall", "cpu"],
+        typer.Option(help="cpu leaves out what other programs take of a busy machine; one thread."),
+    ] = "wall",
     quick: Annotated[
         bool, typer.Option("--quick", help="A small shape and few rounds: does it run?")
     ] = False,
@@ -283,6 +287,7 @@ def bench(
             threads=tuple(threads) if threads else usual.threads,
             seconds=seconds,
             rounds=usual.rounds,
+            clock=clock,
         )
         command = ["python", "-m", "gspattern", *sys.argv[1:]]
         report = benchmark.run(settings, command, benchmark.print_case)

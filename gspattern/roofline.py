@@ -25,6 +25,7 @@ __all__ = ["Bound", "Probes", "bound", "dense_bound", "probe", "read_time"]
 
 BLOCK = 1024  # bytes: the memory of a probe is a multiple
 IN_L1 = 16 * BLOCK
+MOST_MEMORY = 1 << 28  # bytes: no larger memory is probed
 REPEATS = 15
 
 
@@ -101,19 +102,19 @@ def _time(backend: str, kind: str, memory: npt.NDArray[np.float32], seconds: flo
     return best
 
 
-@functools.cache
-def _fastest_reader() -> str:
-    return _core.backends()[0]
-
-
-@functools.cache
 def read_time(nbytes: int) -> float:
     """Seconds that one core needs at least to load so many bytes again and again, from wherever they fit."""
-    size = max(1, -(-nbytes // BLOCK)) * BLOCK
-    memory, backend = _memory(size), _fastest_reader()
+    # Sixteen sizes for each doubling are measured; the next smaller one is not slower.
+    blocks = max(1, min(nbytes, MOST_MEMORY) // BLOCK)
+    grain = 1 << max(0, blocks.bit_length() - 5)
+    return nbytes * _time_of_a_byte(blocks // grain * grain * BLOCK)
+
+
+@functools.cache
+def _time_of_a_byte(size: int) -> float:
+    memory, backend = _memory(size), _core.backends()[0]
     lanes = _core.probe(backend, "read", memory, 1)[1]
-    item = min(_time(backend, kind, memory, 0.02) for kind in ("read", "ahead"))
-    return item * nbytes / (4 * lanes)
+    return min(_time(backend, kind, memory, 0.02) for kind in ("read", "ahead")) / (4 * lanes)
 
 
 def _caches() -> dict[str, int]:
@@ -152,12 +153,7 @@ def probe(backend: str | None = None) -> Probes:
     return Probes(
         backend=name,
         lanes=lanes,
-        bandwidth={
-            level: nbytes
-            / read_time(min(nbytes, 1 << 28) // BLOCK * BLOCK)
-            * min(1, (1 << 28) / nbytes)
-            for level, nbytes in sizes.items()
-        },
+        bandwidth={level: nbytes / read_time(nbytes) for level, nbytes in sizes.items()},
         **seconds,
     )
 

@@ -59,6 +59,7 @@ def test_a_quick_run(tmp_path):
     assert "192" in report["unfit"]["gs(193,1), 256x192, 0.9"]
     assert set(report["probes"]) == set(gs.backends())
     assert report["overhead"]["linear_us"] > 0
+    assert 0 <= report["busy"] < 1
     lines = {(line["name"], line["n"], line["layout"]): line for line in report["results"]}
     both = [("NumPy", 3), ("gs(cpu)", 3), ("2:4", 3), ("block(1,96)", 3)]
     assert set(lines) == {
@@ -238,6 +239,18 @@ def test_alternate_runs_three_rounds_at_least():
     times = bench.alternate({"a": work}, 9, seconds=1e-9, turn=0, progress=shares.append)
     assert len(times["a"]) == bench.LEAST_ROUNDS
     assert shares[-1] == 1
+
+
+def test_the_cpu_clock_counts_work_only():
+    times = bench.alternate({"a": partial(time.sleep, 0.02)}, 3, turn=0, clock=bench.CLOCKS["cpu"])
+    assert max(times["a"]) < 0.01
+    assert 0 <= bench._busy() < 1
+    bench.check_clock("cpu", (1,))
+    bench.check_clock("wall", (1, 2))
+    with pytest.raises(bench.BenchError, match="cpu for one thread; got cpu for 1, 2"):
+        bench.check_clock("cpu", (1, 2))
+    with pytest.raises(bench.BenchError, match="got sun for 1"):
+        bench.check_clock("sun", (1,))
 
 
 def test_errors_are_those_of_float64():
