@@ -265,17 +265,19 @@ typedef struct gsp_plan gsp_plan;
 typedef struct gsp_plan_info {
     const char *kernel;
     gsp_backend backend; /* that of the kernel: at most the one asked for */
-    int columns; /* 0: x is contiguous along cols; 1: x is contiguous along the samples */
+    int columns; /* 1: x and y are contiguous along the samples; 0: best along cols and rows */
+    int strided; /* 0: x must be contiguous along cols; 1: along either */
     uint64_t bytes; /* held by the plan */
     uint64_t entries; /* elements that the matrix stores */
     uint64_t slots; /* elements that the kernel multiplies, padding included */
     double efficiency; /* entries / slots; 1 if there are none */
 } gsp_plan_info;
 
-/* Lays a matrix out for products with n columns of x; n = 1 also serves batch-major samples of
- * any number. The matrix is validated, its arrays taken to be as long as gsp_sizes says; the plan
- * keeps nothing of it, but the context must outlive the plan. GSP_ERROR_BACKEND if this machine
- * cannot run the backend, GSP_ERROR_SHAPE if n is negative, or what gsp_validate found. */
+/* Lays a matrix out for products with n columns of x; few columns get what one does, which also
+ * serves batch-major samples of any number. The matrix is validated, its arrays taken to be as long
+ * as gsp_sizes says; the plan keeps nothing of it, but the context must outlive the plan.
+ * GSP_ERROR_BACKEND if this machine cannot run the backend, GSP_ERROR_SHAPE if n is negative, or
+ * what gsp_validate found. */
 GSP_API gsp_status gsp_plan_create(gsp_context *context, const gsp_matrix *matrix,
                                    gsp_backend backend, int64_t n, gsp_plan **plan);
 GSP_API void gsp_plan_destroy(gsp_plan *plan);
@@ -306,11 +308,12 @@ typedef struct gsp_strides {
 } gsp_strides;
 
 /* y = activation(W x + bias + residual) for `samples` vectors. x, y, bias and residual are
- * double for a float64 matrix and float for all others. A plan made for n = 1 needs x_col =
- * y_row = 1, one for more columns x_sample = y_sample = 1: GSP_ERROR_SHAPE otherwise, as for an
- * unknown activation. strides NULL: both contiguous in that sense. y must not overlap x. Neither
- * allocates nor fails once the arguments are right. With a plan for n = 1, an infinite or NaN
- * entry of x may make NaN of rows of its sample that do not use it, as in a dense product. */
+ * double for a float64 matrix and float for all others. A plan for columns (gsp_plan_describe)
+ * needs x_sample = y_sample = 1, one that is not strided x_col = 1: GSP_ERROR_SHAPE otherwise, as
+ * for an unknown activation. strides NULL: x and y contiguous along the samples with a plan for
+ * columns, else along cols and rows. y must not overlap x. Neither allocates nor fails once the
+ * arguments are right. With a plan that is not for columns, an infinite or NaN entry of x may make
+ * NaN of rows of its sample that do not use it, as in a dense product. */
 GSP_API gsp_status gsp_multiply(const gsp_plan *plan, const void *x, int64_t samples,
                                 const gsp_strides *strides, void *y, const gsp_epilogue *epilogue);
 

@@ -44,6 +44,9 @@ __all__ = [
 
 Array = npt.NDArray[Any]
 
+# Fewer columns of x have the plan for one: see GSPI_MANY_COLUMNS.
+_MANY_COLUMNS = 9
+
 # In the order of gsp_activation.
 ACTIVATIONS = ("none", "relu", "sigmoid", "tanh", "gelu", "silu")
 _ACTIVATION_NUMBERS: dict[str | None, int] = {name: i for i, name in enumerate(ACTIVATIONS)}
@@ -221,7 +224,8 @@ def plan_for(matrix: Matrix, n: int = 1) -> Plan:
     ----------
     matrix : Matrix
     n : int
-        1 for a vector or for batch-major samples of any number (`linear`), else columns (``m @ x``).
+        1 for a vector or for batch-major samples of any number (`linear`), else columns (``m @ x``); up to 8
+        columns have the plan for one.
 
     Returns
     -------
@@ -237,6 +241,10 @@ def plan_for(matrix: Matrix, n: int = 1) -> Plan:
     n = _whole("n", n)
     if n < 0:
         raise ValueError(f"n must not be negative, got {n}")
+    if 1 < n < _MANY_COLUMNS:
+        few = plan_for(matrix)
+        if few.strided:
+            return few
     key = (_chosen.get(), n != 1)
     plan: Plan | None = matrix._plans.get(key)
     if plan is None:

@@ -9,20 +9,20 @@ typedef enum gspi_form {
     GSPI_STORED, /* the arrays of the format, copied */
     GSPI_ROWS, /* rows of columns and floats */
     GSPI_GATHER, /* strips of rows; quads of steps with 32-bit columns */
-    GSPI_QUADS, /* register tables: four strips of rows side by side, one table for all four */
-    GSPI_STRIPS, /* register tables: one strip of rows, four steps side by side, a table for each */
+    GSPI_TABLES, /* register tables: quads of four strips of rows, or of four steps of one strip */
     GSPI_WIDE, /* blocks cut into runs of `lanes` columns of one row */
     GSPI_TALL, /* blocks cut into runs of `lanes` rows of one column */
 } gspi_form;
 
 typedef enum gspi_op { GSPI_SPMV, GSPI_SPMM } gspi_op;
 
-/* One product. A SpMV kernel reads x[0 .. cols) and writes y[0 .. rows) of one sample. */
+/* One product: x[col * x_col + sample * x_sample], y[row * y_row + sample * y_sample]. For SpMM, samples are adjacent
+ * (x_sample = y_sample = 1). For SpMV, x_col = 1 in all forms but GSPI_STORED. */
 typedef struct gspi_product {
     const void *x;
     void *y;
     int64_t samples;
-    int64_t x_col, y_row; /* SpMM: distance of rows of x and of y; samples are adjacent */
+    int64_t x_col, x_sample, y_row, y_sample;
 } gspi_product;
 
 /* Does the units [first, last) of the plan's work. */
@@ -55,9 +55,9 @@ struct gsp_plan {
     uint64_t bytes, entries, slots;
 
     /* All but GSPI_STORED. Unit u has the items [start[u], start[u + 1]). An item is
-     *   GSPI_QUADS, GSPI_STRIPS: a quad: `lanes` words, each the table positions of four slots in four bytes, then
-     *       4 x lanes floats; tables[item], or tables[4 * item ..][0 .. 4), says where the table of its four steps
-     *       begins in x
+     *   GSPI_TABLES: a quad: `lanes` words, each the table positions of four slots in four bytes, then 4 x lanes
+     *       floats. Of the first `fours` units each is four strips, and tables[item] says where the table of a quad
+     *       begins in x. The others are one strip each, their quads four steps, with four tables.
      *   GSPI_ROWS: an element: a float, and its column in tables
      *   GSPI_GATHER: a quad: 4 x lanes columns, then 4 x lanes floats
      *   GSPI_WIDE, GSPI_TALL: a run: `lanes` floats for each part of the row of blocks, in packed[unit][part][run];
@@ -66,13 +66,20 @@ struct gsp_plan {
     unsigned char *packed;
     uint32_t *tables;
     uint32_t *row_map; /* place -> row; NULL for the natural order */
+    int64_t fours;
+    int64_t per_row; /* GSPI_TABLES: 1, or 4 neighbouring lanes are slots of one row */
 
-    /* Whether the kernel's x is a copy: columns 0, x_banks, 2 * x_banks, .., then 1, 1 + x_banks, ..,
-     * then zeros up to x_size. */
-    bool copy_x;
-    uint32_t x_banks;
-    int64_t x_size;
+    /* x as the kernel sees it: x_size entries, in a copy if cols are fewer; bank_stride > 0: in a copy where place i
+     * of bank b is at b * bank_stride + i. */
+    int64_t x_size, bank_stride;
+    bool align_x; /* tables are loaded faster if x is aligned to 64 bytes */
 };
+
+/* GSPI_TABLES: where the tables of an item begin. */
+static inline uint64_t gspi_table_of(const gsp_plan *plan, uint64_t item) {
+    const uint64_t along = plan->start[plan->fours];
+    return item < along ? item : along + 4 * (item - along);
+}
 
 /* Bytes of one quad. */
 static inline size_t gspi_quad_bytes(gspi_form form, int lanes) {
@@ -84,8 +91,12 @@ static inline int64_t gspi_parts(const gsp_pattern *pattern, gspi_form form, int
     return form == GSPI_WIDE ? pattern->block_rows : gspi_ceil_div(pattern->block_rows, lanes);
 }
 
-/* Copies of x that a plan may ask for fit the stack. */
-#define GSPI_MAX_COPY 16384
+/* Samples that a SpMV kernel may be given at once, so that weights are read once for all of them. */
+#define GSPI_MAX_SAMPLES 5
+/* Floats of a copy of x, which is on the stack. */
+#define GSPI_MAX_COPY 32768
+/* Columns of x from which SpMM pays. */
+#define GSPI_MANY_COLUMNS 9
 
 #define GSP_KERNEL(function, ...) gspi_kernel function;
 #include "kernels.inc"

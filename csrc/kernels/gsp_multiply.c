@@ -23,7 +23,8 @@ typedef struct {
     gsp_strides strides;
     gsp_epilogue epilogue;
     size_t size; /* of an element of x and y */
-    int64_t parts; /* items of parallel work, in units or samples */
+    int64_t parts; /* items of parallel work, in units or groups of samples */
+    int64_t groups; /* of samples that the kernel takes at once */
 } task;
 
 /* ----------------------------------------------------------------- finish */
@@ -91,15 +92,6 @@ static const char *residual_at(const task *t, int64_t row, int64_t sample) {
 
 /* ---------------------------------------------------------------- samples */
 
-/* x bank after bank if the plan says so, and zeros up to x_size. */
-static void copy_x(const gsp_plan *plan, const float *x, float *copy) {
-    const int64_t cols = plan->matrix.cols, banks = plan->x_banks;
-    int64_t to = 0;
-    for (int64_t bank = 0; bank < banks; bank++)
-        for (int64_t col = bank; col < cols; col += banks) copy[to++] = x[col];
-    for (; to < plan->x_size; to++) copy[to] = 0;
-}
-
 typedef struct {
     const task *t;
     gspi_product product;
@@ -147,30 +139,98 @@ static void run_kernel(const task *t, const gspi_product *product, bool threads)
     }
 }
 
-/* A function of its own, so that only plans that copy x use the stack. */
-static __attribute__((noinline)) void run_copied(const task *t, gspi_product *product,
+/* Samples of a copy are so far apart: not a power of two, so that they do not fall on one another in the cache. */
+static int64_t copy_stride(const gsp_plan *plan) { return (plan->x_size + 15) / 16 * 16 + 16; }
+
+/* Whether the kernel cannot read x where it is. */
+static bool must_copy(const task *t) {
+    const gsp_plan *plan = t->plan;
+    return plan->entry->form != GSPI_STORED &&
+           (t->strides.x_col != 1 || plan->bank_stride > 0 || plan->x_size > plan->matrix.cols);
+}
+
+static bool should_copy(const task *t) {
+    if (must_copy(t)) return true;
+    const uintptr_t apart = t->samples > 1 ? (uintptr_t)t->strides.x_sample : 0;
+    return t->plan->align_x && t->plan->matrix.cols <= GSPI_MAX_COPY &&
+           ((uintptr_t)t->x | apart * sizeof(float)) % 64 != 0;
+}
+
+/* One sample, bank after bank if the plan says so, and zeros where there is none. */
+static void copy_x(const gsp_plan *plan, const float *restrict x, int64_t x_col,
+                   float *restrict copy) {
+    const int64_t cols = plan->matrix.cols, stride = plan->bank_stride;
+    if (stride == 0) {
+        if (x_col == 1) memcpy(copy, x, (size_t)cols * sizeof *x);
+        else
+            for (int64_t col = 0; col < cols; col++) copy[col] = x[col * x_col];
+        for (int64_t col = cols; col < plan->x_size; col++) copy[col] = 0;
+        return;
+    }
+    const int64_t banks = plan->matrix.pattern.banks;
+    for (int64_t bank = 0; bank < banks; bank++) {
+        float *to = copy + bank * stride;
+        int64_t place = 0;
+        for (int64_t col = bank; col < cols; col += banks) to[place++] = x[col * x_col];
+        for (; place < stride; place++) to[place] = 0;
+    }
+    for (int64_t at = banks * stride; at < plan->x_size; at++) copy[at] = 0;
+}
+
+/* A function of its own, so that only products that copy x use the stack. */
+static __attribute__((noinline)) void run_copied(const task *t, gspi_product product,
                                                  bool threads) {
-    _Alignas(64) float copy[GSPI_MAX_COPY];
-    copy_x(t->plan, product->x, copy);
-    product->x = copy;
-    run_kernel(t, product, threads);
+    _Alignas(64) float copy[GSPI_MAX_COPY + 32];
+    const int64_t stride = copy_stride(t->plan);
+    for (int64_t sample = 0; sample < product.samples; sample++)
+        copy_x(t->plan, (const float *)product.x + sample * product.x_sample, product.x_col,
+               copy + sample * stride);
+    product.x = copy;
+    product.x_col = 1;
+    product.x_sample = stride;
+    run_kernel(t, &product, threads);
 }
 
-static void multiply_sample(const task *t, int64_t sample, bool threads) {
-    const int64_t size = (int64_t)t->size;
-    char *y = t->y + sample * t->strides.y_sample * size;
-    gspi_product product = {.x = t->x + sample * t->strides.x_sample * size, .y = y, .samples = 1};
-    if (t->plan->copy_x) run_copied(t, &product, threads);
+/* Samples of a group: as many as the kernel wants and the copy holds. Which samples are grouped depends on their
+ * number only. */
+static int64_t group_size(const task *t) {
+    if (!should_copy(t)) return GSPI_MAX_SAMPLES;
+    return gspi_max(1, gspi_min(GSPI_MAX_SAMPLES, (GSPI_MAX_COPY + 32) / copy_stride(t->plan)));
+}
+
+static void multiply_group(const task *t, int64_t group, bool threads) {
+    const int64_t size = (int64_t)t->size, rows = t->plan->matrix.rows;
+    const int64_t first = group * t->samples / t->groups,
+                  last = (group + 1) * t->samples / t->groups;
+    const gsp_strides *s = &t->strides;
+    char *y = t->y + first * s->y_sample * size;
+    const gspi_product product = {t->x + first * s->x_sample * size,
+                                  y,
+                                  last - first,
+                                  s->x_col,
+                                  s->x_sample,
+                                  s->y_row,
+                                  s->y_sample};
+    if (should_copy(t)) run_copied(t, product, threads);
     else run_kernel(t, &product, threads);
-    if (needs_finish(t)) finish(t, y, t->plan->matrix.rows, 0, 1, residual_at(t, 0, sample));
+    if (!needs_finish(t)) return;
+    for (int64_t sample = first; sample < last; sample++) {
+        if (s->y_row == 1) {
+            finish(t, t->y + sample * s->y_sample * size, rows, 0, 1, residual_at(t, 0, sample));
+            continue;
+        }
+        for (int64_t row = 0; row < rows; row++)
+            finish(t, t->y + (row * s->y_row + sample * s->y_sample) * size, 1, row, 0,
+                   residual_at(t, row, sample));
+    }
 }
 
-static gsp_status run_samples(void *argument, int64_t item, int worker) {
+static gsp_status run_groups(void *argument, int64_t item, int worker) {
     (void)worker;
     const task *t = argument;
-    for (int64_t sample = item * t->samples / t->parts; sample < (item + 1) * t->samples / t->parts;
-         sample++)
-        multiply_sample(t, sample, false);
+    for (int64_t group = item * t->groups / t->parts; group < (item + 1) * t->groups / t->parts;
+         group++)
+        multiply_group(t, group, false);
     return GSP_OK;
 }
 
@@ -194,7 +254,7 @@ gsp_status gsp_multiply(const gsp_plan *plan, const void *x, int64_t samples,
               GSP_ERROR_SHAPE);
     if (samples == 0 || rows == 0) return GSP_OK;
     if (columns) GSP_CHECK(t.strides.x_sample == 1 && t.strides.y_sample == 1, GSP_ERROR_SHAPE);
-    else GSP_CHECK(t.strides.x_col == 1 && t.strides.y_row == 1, GSP_ERROR_SHAPE);
+    else GSP_CHECK(!must_copy(&t) || cols <= GSPI_MAX_COPY, GSP_ERROR_SHAPE);
 
     const uint64_t least =
         plan->entry->backend == GSP_SCALAR ? GSPI_PARALLEL_SCALARS : GSPI_PARALLEL_VECTORS;
@@ -204,16 +264,19 @@ gsp_status gsp_multiply(const gsp_plan *plan, const void *x, int64_t samples,
                           gspi_is_busy(plan->context));
     t.parts = gspi_min(GSPI_PARTS * workers, plan->units);
     if (columns) {
-        const gspi_product product = {x, y, samples, t.strides.x_col, t.strides.y_row};
+        const gspi_product product = {x, y, samples, t.strides.x_col, 1, t.strides.y_row, 1};
         run_kernel(&t, &product, threads);
         for (int64_t row = 0; row < rows && needs_finish(&t); row++)
             finish(&t, t.y + row * t.strides.y_row * (int64_t)t.size, samples, row, 0,
                    residual_at(&t, row, 0));
-    } else if (threads && samples >= GSPI_PARTS * workers) {
+        return GSP_OK;
+    }
+    t.groups = gspi_ceil_div(samples, group_size(&t));
+    if (threads && t.groups >= GSPI_PARTS * workers) {
         t.parts = GSPI_PARTS * workers;
-        (void)gspi_parallel(plan->context, t.parts, run_samples, &t);
+        (void)gspi_parallel(plan->context, t.parts, run_groups, &t);
     } else {
-        for (int64_t sample = 0; sample < samples; sample++) multiply_sample(&t, sample, threads);
+        for (int64_t group = 0; group < t.groups; group++) multiply_group(&t, group, threads);
     }
     return GSP_OK;
 }

@@ -1,190 +1,267 @@
-/* SpMV in float32 with AVX-512: register tables, a gather where tables would be mostly padding, and runs of blocks.
+/* SpMV in float32 with AVX-512, for one to five samples at once: register tables, a gather where tables would be
+ * mostly padding, and runs of blocks.
  *
  *     for every strip of 16 rows:                    sum[16] = 0
  *         for every step of the strip:               table = x[tables[step] ..][0 .. width)
  *             for lane in 0 .. 15:                   sum[lane] += value[step][lane] * table[position[step][lane]]
  *         y[rows of the strip] = sum
  *
- * A step is one nonzero of each row, all from one table of x; rows that have none there hold a zero. x [cols],
- * y [rows]; the plan owns the steps, packed in quads of four: 16 words with a byte of position for each step, then
- * 4 x 16 floats. GSPI_QUADS: the four steps belong to four neighbouring strips and share a table.
- * GSPI_STRIPS: they follow one another in one strip, each with its table, so that strips of unlike rows pad less.
- * Nothing branches on the number of nonzeros inside: there is one loop per strip.
+ * A step is one nonzero of each row, all from one window of x; rows that have none there hold a zero. x [samples][cols],
+ * y [rows] with any distances; the plan owns the steps, packed in quads of four: 16 words with a byte of position for
+ * each step, then 4 x 16 floats. The four steps belong to four neighbouring strips and share a table, or they follow
+ * one another in one strip, each with its table. Several samples have tables and sums of their own and share what a
+ * step holds. Nothing branches on the number of nonzeros inside: there is one loop per unit.
  *
  * VPERMI2PS looks 16 positions up in two registers and reads no more than the low five bits of each, so that the
  * bytes of a word become positions by a shift: 1 a cycle on Intel, 2 on AMD Zen 5. Width 64 takes two of them and a
- * mask from bit 5. VFMADD: 2 a cycle. Loads: 2 a cycle; 80 bytes a step, so that from L2 the loads set the pace.
- * The register file as scratchpad follows from the banks of arXiv 2112.10898. */
+ * mask from bit 5. VFMADD: 2 a cycle. Loads: 2 a cycle; 80 bytes a step, so that from L2 and beyond, bytes set the
+ * pace of one sample, and permutes that of several. The register file as scratchpad follows from the banks of
+ * arXiv 2112.10898. */
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
 #include <immintrin.h>
 
 #include "gsp_kernels.h"
 
 #define LANES 16
+#define QUAD (20 * LANES)
 /* Quads come from L2 in most layers; asking for them this far ahead gains 10 to 20 % on Zen 5. */
 #define AHEAD 2560
 #define INLINE static inline __attribute__((always_inline))
-
-/* Adds the step whose positions are the low bytes of `positions`. */
-INLINE __m512 step(__m512 sum, __m512i positions, const __m512 *table, const float *values,
-                   int width) {
-    __m512 x = _mm512_permutex2var_ps(table[0], positions, table[1]);
-    if (width == 64) {
-        const __mmask16 upper = _mm512_test_epi32_mask(positions, _mm512_set1_epi32(32));
-        x = _mm512_mask_mov_ps(x, upper, _mm512_permutex2var_ps(table[2], positions, table[3]));
+/* Calls a loop compiled for each number of samples. */
+#define FOR_SAMPLES(count, call)                                                                   \
+    switch (count) {                                                                               \
+    case 1: call(1); break;                                                                        \
+    case 2: call(2); break;                                                                        \
+    case 3: call(3); break;                                                                        \
+    case 4: call(4); break;                                                                        \
+    default: call(5); break;                                                                       \
     }
-    return _mm512_fmadd_ps(x, _mm512_load_ps(values), sum);
-}
-
-INLINE void load_table(__m512 *table, const float *x, int width) {
-    for (int i = 0; i < width / LANES; i++) table[i] = _mm512_loadu_ps(x + i * LANES);
-}
 
 INLINE void prefetch(const unsigned char *quad) {
-    for (int line = 0; line < 20 * LANES; line += 64)
+    for (int line = 0; line < QUAD; line += 64)
         _mm_prefetch((const char *)quad + AHEAD + line, _MM_HINT_T0);
 }
 
-/* Writes the sums of places [place, place + 16), as far as there are rows. */
-INLINE void store(const gsp_plan *plan, float *y, int64_t place, __m512 sum) {
-    const int64_t left = plan->matrix.rows - place;
+/* Writes the sums of places [place, place + 16) of a sample, as far as there are rows. */
+INLINE void store(const gsp_plan *plan, const gspi_product *product, int64_t sample, int64_t place,
+                  __m512 sum) {
+    const int64_t left = plan->matrix.rows - place, y_row = product->y_row;
     if (left <= 0) return;
+    float *y = (float *)product->y + sample * product->y_sample;
     const __mmask16 here = left >= LANES ? 0xffff : (__mmask16)((1u << left) - 1);
-    if (plan->row_map == NULL) {
+    if (y_row == 1 && plan->row_map == NULL) {
         _mm512_mask_storeu_ps(y + place, here, sum);
-    } else {
+    } else if (y_row == 1) {
         const __m512i rows = _mm512_maskz_loadu_epi32(here, plan->row_map + place);
         _mm512_mask_i32scatter_ps(y, here, rows, sum, 4);
+    } else {
+        float lanes[LANES];
+        _mm512_storeu_ps(lanes, sum);
+        for (int64_t i = 0; i < (left < LANES ? left : LANES); i++)
+            y[(plan->row_map == NULL ? place + i : plan->row_map[place + i]) * y_row] = lanes[i];
     }
 }
 
-INLINE void quads(const gsp_plan *plan, const gspi_product *product, int64_t first, int64_t last,
-                  int width) {
+/* ----------------------------------------------------------------- tables */
+
+/* The entries of one table, `width` floats from x on, at 16 positions; `upper`: bit 5 of each. */
+INLINE __m512 look_up(const float *x, __m512i positions, __mmask16 upper, int width) {
+    const __m512 low =
+        _mm512_permutex2var_ps(_mm512_loadu_ps(x), positions, _mm512_loadu_ps(x + LANES));
+    if (width == 32) return low;
+    return _mm512_mask_mov_ps(low, upper,
+                              _mm512_permutex2var_ps(_mm512_loadu_ps(x + 2 * LANES), positions,
+                                                     _mm512_loadu_ps(x + 3 * LANES)));
+}
+
+/* Splits the words of a quad into the positions of its four steps. */
+INLINE void split(const unsigned char *quad, __m512i positions[4], __mmask16 upper[4]) {
+    const __m512i words = _mm512_load_si512(quad);
+    positions[0] = words;
+    positions[1] = _mm512_srli_epi32(words, 8);
+    positions[2] = _mm512_srli_epi32(words, 16);
+    positions[3] = _mm512_srli_epi32(words, 24);
+    for (int i = 0; i < 4; i++)
+        upper[i] = _mm512_test_epi32_mask(words, _mm512_set1_epi32(32 << 8 * i));
+}
+
+/* Four sums of strips whose rows have four lanes each: lane 4 r + s is row r of strip s, summed. */
+INLINE __m512 sum_fours(const __m512 *sum) {
+    const __m512 a = _mm512_add_ps(_mm512_unpacklo_ps(sum[0], sum[1]),
+                                   _mm512_unpackhi_ps(sum[0], sum[1])),
+                 b = _mm512_add_ps(_mm512_unpacklo_ps(sum[2], sum[3]),
+                                   _mm512_unpackhi_ps(sum[2], sum[3]));
+    return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
+}
+
+/* Units of four strips. */
+INLINE void across(const gsp_plan *plan, const gspi_product *product, int64_t first, int64_t last,
+                   int width, int samples) {
     const float *x = product->x;
     const uint64_t *start = plan->start;
     for (int64_t unit = first; unit < last; unit++) {
         const uint32_t *tables = plan->tables + start[unit];
-        const unsigned char *quad = plan->packed + start[unit] * (20 * LANES);
-        __m512 sum[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
-                         _mm512_setzero_ps()};
+        const unsigned char *quad = plan->packed + start[unit] * QUAD;
+        __m512 sum[GSPI_MAX_SAMPLES][4];
+        for (int s = 0; s < samples; s++)
+            for (int i = 0; i < 4; i++) sum[s][i] = _mm512_setzero_ps();
         for (uint64_t left = start[unit + 1] - start[unit]; left > 0; left--) {
-            __m512 table[4];
-            load_table(table, x + *tables++, width);
+            const float *table = x + *tables++, *values = (const float *)(quad + 4 * LANES);
+            __m512i positions[4];
+            __mmask16 upper[4];
             prefetch(quad);
-            const __m512i positions = _mm512_load_si512(quad);
-            const float *values = (const float *)(quad + 4 * LANES);
-            sum[0] = step(sum[0], positions, table, values, width);
-            sum[1] = step(sum[1], _mm512_srli_epi32(positions, 8), table, values + LANES, width);
-            sum[2] =
-                step(sum[2], _mm512_srli_epi32(positions, 16), table, values + 2 * LANES, width);
-            sum[3] =
-                step(sum[3], _mm512_srli_epi32(positions, 24), table, values + 3 * LANES, width);
-            quad += 20 * LANES;
+            split(quad, positions, upper);
+            for (int s = 0; s < samples; s++)
+                for (int i = 0; i < 4; i++)
+                    sum[s][i] = _mm512_fmadd_ps(
+                        look_up(table + s * product->x_sample, positions[i], upper[i], width),
+                        _mm512_load_ps(values + i * LANES), sum[s][i]);
+            quad += QUAD;
         }
-        for (int i = 0; i < 4; i++) store(plan, product->y, (4 * unit + i) * LANES, sum[i]);
+        for (int s = 0; s < samples; s++) {
+            if (plan->per_row > 1) {
+                store(plan, product, s, unit * LANES, sum_fours(sum[s]));
+                continue;
+            }
+            for (int i = 0; i < 4; i++) store(plan, product, s, (4 * unit + i) * LANES, sum[s][i]);
+        }
     }
 }
 
-INLINE void strips(const gsp_plan *plan, const gspi_product *product, int64_t first, int64_t last,
-                   int width) {
+/* Units of one strip. */
+INLINE void along(const gsp_plan *plan, const gspi_product *product, int64_t first, int64_t last,
+                  int width, int samples) {
     const float *x = product->x;
     const uint64_t *start = plan->start;
+    const int sums = samples == 1 ? 4 : 2;
     for (int64_t unit = first; unit < last; unit++) {
-        const uint32_t *tables = plan->tables + 4 * start[unit];
-        const unsigned char *quad = plan->packed + start[unit] * (20 * LANES);
-        __m512 sum[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
-                         _mm512_setzero_ps()};
+        const uint32_t *tables = plan->tables + gspi_table_of(plan, start[unit]);
+        const unsigned char *quad = plan->packed + start[unit] * QUAD;
+        __m512 sum[GSPI_MAX_SAMPLES][4];
+        for (int s = 0; s < samples; s++)
+            for (int i = 0; i < sums; i++) sum[s][i] = _mm512_setzero_ps();
         for (uint64_t left = start[unit + 1] - start[unit]; left > 0; left--) {
-            __m512 table[4];
-            prefetch(quad);
-            const __m512i positions = _mm512_load_si512(quad);
             const float *values = (const float *)(quad + 4 * LANES);
-            load_table(table, x + tables[0], width);
-            sum[0] = step(sum[0], positions, table, values, width);
-            load_table(table, x + tables[1], width);
-            sum[1] = step(sum[1], _mm512_srli_epi32(positions, 8), table, values + LANES, width);
-            load_table(table, x + tables[2], width);
-            sum[2] =
-                step(sum[2], _mm512_srli_epi32(positions, 16), table, values + 2 * LANES, width);
-            load_table(table, x + tables[3], width);
-            sum[3] =
-                step(sum[3], _mm512_srli_epi32(positions, 24), table, values + 3 * LANES, width);
+            __m512i positions[4];
+            __mmask16 upper[4];
+            prefetch(quad);
+            split(quad, positions, upper);
+            for (int i = 0; i < 4; i++)
+                for (int s = 0; s < samples; s++)
+                    sum[s][i % sums] =
+                        _mm512_fmadd_ps(look_up(x + tables[i] + s * product->x_sample, positions[i],
+                                                upper[i], width),
+                                        _mm512_load_ps(values + i * LANES), sum[s][i % sums]);
             tables += 4;
-            quad += 20 * LANES;
+            quad += QUAD;
         }
-        store(plan, product->y, unit * LANES,
-              _mm512_add_ps(_mm512_add_ps(sum[0], sum[1]), _mm512_add_ps(sum[2], sum[3])));
+        const int64_t place = (3 * plan->fours + unit) * LANES;
+        for (int s = 0; s < samples; s++) {
+            __m512 all = _mm512_add_ps(sum[s][0], sum[s][1]);
+            if (sums == 4) all = _mm512_add_ps(all, _mm512_add_ps(sum[s][2], sum[s][3]));
+            store(plan, product, s, place, all);
+        }
     }
 }
 
-#define TABLES(name, loop, width)                                                                  \
-    void name(const gsp_plan *plan, const gspi_product *product, int64_t first, int64_t last) {    \
-        loop(plan, product, first, last, width);                                                   \
-    }
+INLINE void tables(const gsp_plan *plan, const gspi_product *product, int64_t first, int64_t last,
+                   int width, int samples) {
+    const int64_t fours = plan->fours;
+    if (first < fours) across(plan, product, first, last < fours ? last : fours, width, samples);
+    if (last > fours) along(plan, product, first > fours ? first : fours, last, width, samples);
+}
 
-TABLES(gsp_f32_spmv_quads32__avx512, quads, 32)
-TABLES(gsp_f32_spmv_quads64__avx512, quads, 64)
-TABLES(gsp_f32_spmv_strips32__avx512, strips, 32)
-TABLES(gsp_f32_spmv_strips64__avx512, strips, 64)
+#define TABLES(name, width)                                                                        \
+    void name(const gsp_plan *plan, const gspi_product *product, int64_t first, int64_t last) {    \
+        FOR_SAMPLES(product->samples, TABLES_##width)                                              \
+    }
+#define TABLES_32(samples) tables(plan, product, first, last, 32, samples)
+#define TABLES_64(samples) tables(plan, product, first, last, 64, samples)
+
+TABLES(gsp_f32_spmv_tables32__avx512, 32)
+TABLES(gsp_f32_spmv_tables64__avx512, 64)
+
+/* ----------------------------------------------------------------- gather */
 
 void gsp_f32_spmv_gather__avx512(const gsp_plan *plan, const gspi_product *product, int64_t first,
                                  int64_t last) {
     const uint64_t *start = plan->start;
     for (int64_t unit = first; unit < last; unit++) {
-        const unsigned char *quad = plan->packed + start[unit] * (32 * LANES);
-        __m512 sum[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
-                         _mm512_setzero_ps()};
-        for (uint64_t left = start[unit + 1] - start[unit]; left > 0; left--) {
-            for (int i = 0; i < 4; i++) {
-                const __m512i cols = _mm512_load_si512(quad + 4 * LANES * i);
-                const __m512 values = _mm512_load_ps(quad + 16 * LANES + 4 * LANES * i);
-                sum[i] = _mm512_fmadd_ps(_mm512_i32gather_ps(cols, product->x, 4), values, sum[i]);
+        for (int64_t sample = 0; sample < product->samples; sample++) {
+            const float *x = (const float *)product->x + sample * product->x_sample;
+            const unsigned char *quad = plan->packed + start[unit] * (32 * LANES);
+            __m512 sum[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
+                             _mm512_setzero_ps()};
+            for (uint64_t left = start[unit + 1] - start[unit]; left > 0; left--) {
+                for (int i = 0; i < 4; i++) {
+                    const __m512i cols = _mm512_load_si512(quad + 4 * LANES * i);
+                    const __m512 values = _mm512_load_ps(quad + 16 * LANES + 4 * LANES * i);
+                    sum[i] = _mm512_fmadd_ps(_mm512_i32gather_ps(cols, x, 4), values, sum[i]);
+                }
+                quad += 32 * LANES;
             }
-            quad += 32 * LANES;
+            store(plan, product, sample, unit * LANES,
+                  _mm512_add_ps(_mm512_add_ps(sum[0], sum[1]), _mm512_add_ps(sum[2], sum[3])));
         }
-        store(plan, product->y, unit * LANES,
-              _mm512_add_ps(_mm512_add_ps(sum[0], sum[1]), _mm512_add_ps(sum[2], sum[3])));
     }
 }
-/* Sums the runs of one part: values[run][LANES] times x[run ..][0 .. LANES), or times x[run] in every lane. */
-INLINE __m512 part(const float *x, const uint32_t *runs, int64_t count, const float *values,
-                   bool wide) {
-    __m512 sum[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
-                     _mm512_setzero_ps()};
+
+/* ----------------------------------------------------------------- blocks */
+
+/* What a run's values are multiplied with: x from the run on, or one entry of x in every lane. */
+INLINE __m512 factor(const float *x, bool wide) {
+    return wide ? _mm512_loadu_ps(x) : _mm512_set1_ps(*x);
+}
+
+/* Sums the runs of one part, values[run][LANES] times x[run ..], for each sample. */
+INLINE void part(const gspi_product *product, const uint32_t *runs, int64_t count,
+                 const float *values, bool wide, int samples, __m512 *total) {
+    const float *x = product->x;
+    const int sums = samples == 1 ? 4 : samples == 2 ? 2 : 1;
+    __m512 sum[GSPI_MAX_SAMPLES][4];
+    for (int s = 0; s < samples; s++)
+        for (int i = 0; i < 4; i++) sum[s][i] = _mm512_setzero_ps();
     int64_t run = 0;
-    for (; run + 4 <= count; run += 4)
-        for (int i = 0; i < 4; i++) {
-            const float *from = x + runs[run + i];
-            const __m512 factor = wide ? _mm512_loadu_ps(from) : _mm512_set1_ps(*from);
-            sum[i] = _mm512_fmadd_ps(factor, _mm512_load_ps(values + (run + i) * LANES), sum[i]);
+    for (; run + sums <= count; run += sums)
+        for (int i = 0; i < sums; i++) {
+            const __m512 value = _mm512_load_ps(values + (run + i) * LANES);
+            for (int s = 0; s < samples; s++)
+                sum[s][i] = _mm512_fmadd_ps(factor(x + runs[run + i] + s * product->x_sample, wide),
+                                            value, sum[s][i]);
         }
     for (; run < count; run++) {
-        const float *from = x + runs[run];
-        const __m512 factor = wide ? _mm512_loadu_ps(from) : _mm512_set1_ps(*from);
-        sum[0] = _mm512_fmadd_ps(factor, _mm512_load_ps(values + run * LANES), sum[0]);
+        const __m512 value = _mm512_load_ps(values + run * LANES);
+        for (int s = 0; s < samples; s++)
+            sum[s][0] = _mm512_fmadd_ps(factor(x + runs[run] + s * product->x_sample, wide), value,
+                                        sum[s][0]);
     }
-    return _mm512_add_ps(_mm512_add_ps(sum[0], sum[1]), _mm512_add_ps(sum[2], sum[3]));
+    for (int s = 0; s < samples; s++)
+        total[s] =
+            _mm512_add_ps(_mm512_add_ps(sum[s][0], sum[s][1]), _mm512_add_ps(sum[s][2], sum[s][3]));
 }
 
 /* Blocks at least as wide as half a register: a row's runs add up in the lanes, which are summed at its end. */
-void gsp_f32_spmv_wide__avx512(const gsp_plan *plan, const gspi_product *product, int64_t first,
-                               int64_t last) {
+INLINE void wide(const gsp_plan *plan, const gspi_product *product, int64_t first, int64_t last,
+                 int samples) {
     const int64_t height = plan->matrix.pattern.block_rows;
     for (int64_t unit = first; unit < last; unit++) {
         const int64_t begin = (int64_t)plan->start[unit],
                       count = (int64_t)plan->start[unit + 1] - begin;
         const float *values = (const float *)plan->packed + begin * height * LANES;
-        for (int64_t row = 0; row < gspi_min(height, plan->matrix.rows - unit * height); row++) {
-            const __m512 sum =
-                part(product->x, plan->tables + begin, count, values + row * count * LANES, true);
-            ((float *)product->y)[unit * height + row] = _mm512_reduce_add_ps(sum);
+        for (int64_t r = 0; r < gspi_min(height, plan->matrix.rows - unit * height); r++) {
+            __m512 sum[GSPI_MAX_SAMPLES];
+            part(product, plan->tables + begin, count, values + r * count * LANES, true, samples,
+                 sum);
+            float *y = (float *)product->y + (unit * height + r) * product->y_row;
+            for (int s = 0; s < samples; s++)
+                y[s * product->y_sample] = _mm512_reduce_add_ps(sum[s]);
         }
     }
 }
 
 /* Blocks at least as tall as half a register: one entry of x for all lanes, each of which is a row. */
-void gsp_f32_spmv_tall__avx512(const gsp_plan *plan, const gspi_product *product, int64_t first,
-                               int64_t last) {
+INLINE void tall(const gsp_plan *plan, const gspi_product *product, int64_t first, int64_t last,
+                 int samples) {
     const int64_t height = plan->matrix.pattern.block_rows,
                   parts = gspi_parts(&plan->matrix.pattern, GSPI_TALL, LANES);
     for (int64_t unit = first; unit < last; unit++) {
@@ -192,14 +269,35 @@ void gsp_f32_spmv_tall__avx512(const gsp_plan *plan, const gspi_product *product
                       count = (int64_t)plan->start[unit + 1] - begin;
         const float *values = (const float *)plan->packed + begin * parts * LANES;
         const int64_t rows = gspi_min(height, plan->matrix.rows - unit * height);
-        float *y = (float *)product->y + unit * height;
         for (int64_t place = 0; place * LANES < rows; place++) {
-            const int64_t left = rows - place * LANES;
-            const __m512 sum = part(product->x, plan->tables + begin, count,
-                                    values + place * count * LANES, false);
-            const __mmask16 here = left >= LANES ? 0xffff : (__mmask16)((1u << left) - 1);
-            _mm512_mask_storeu_ps(y + place * LANES, here, sum);
+            const int64_t left = gspi_min(rows - place * LANES, LANES);
+            __m512 sum[GSPI_MAX_SAMPLES];
+            part(product, plan->tables + begin, count, values + place * count * LANES, false,
+                 samples, sum);
+            float *y = (float *)product->y + (unit * height + place * LANES) * product->y_row;
+            for (int s = 0; s < samples; s++, y += product->y_sample) {
+                if (product->y_row == 1) {
+                    _mm512_mask_storeu_ps(y, (__mmask16)((1u << left) - 1), sum[s]);
+                    continue;
+                }
+                float lanes[LANES];
+                _mm512_storeu_ps(lanes, sum[s]);
+                for (int64_t i = 0; i < left; i++) y[i * product->y_row] = lanes[i];
+            }
         }
     }
+}
+
+#define WIDE(samples) wide(plan, product, first, last, samples)
+#define TALL(samples) tall(plan, product, first, last, samples)
+
+void gsp_f32_spmv_wide__avx512(const gsp_plan *plan, const gspi_product *product, int64_t first,
+                               int64_t last) {
+    FOR_SAMPLES(product->samples, WIDE)
+}
+
+void gsp_f32_spmv_tall__avx512(const gsp_plan *plan, const gspi_product *product, int64_t first,
+                               int64_t last) {
+    FOR_SAMPLES(product->samples, TALL)
 }
 #endif

@@ -3,7 +3,7 @@
  *     for every row of the groups:            y[row] = 0
  *     for every element that they store:      y[row] += value * x[col]
  *
- * x [cols], y [rows]. float64 accumulates in double, all others in float, in stored order; int8 values are
+ * One sample after the other, with any strides. float64 accumulates in double, all others in float, in stored order; int8 values are
  * multiplied as they are, since their scales belong to rows and are applied to the sums. */
 #include "../format/gsp_visit.h"
 #include "gsp_kernels.h"
@@ -12,21 +12,29 @@ typedef struct {
     const gsp_matrix *matrix;
     const void *x;
     void *y;
+    int64_t x_col, y_row;
 } sums;
 
 #define SPMV(name, type, value)                                                                    \
     static void add_##name(void *argument, int64_t row, int64_t col, uint64_t element) {           \
         const sums *s = argument;                                                                  \
-        ((type *)s->y)[row] += (value) * ((const type *)s->x)[col];                                \
+        ((type *)s->y)[row * s->y_row] += (value) * ((const type *)s->x)[col * s->x_col];          \
     }                                                                                              \
     void gsp_##name##_spmv__scalar(const gsp_plan *plan, const gspi_product *product,              \
                                    int64_t first, int64_t last) {                                  \
         const gsp_matrix *matrix = &plan->matrix;                                                  \
         const int64_t group_rows = gsp_group_rows(&matrix->pattern);                               \
-        for (int64_t p = first * group_rows; p < gspi_min(last * group_rows, matrix->rows); p++)   \
-            ((type *)product->y)[matrix->row_order ? matrix->row_order[p] : p] = 0;                \
-        sums s = {matrix, product->x, product->y};                                                 \
-        gspi_visit(matrix, first, last, add_##name, &s);                                           \
+        for (int64_t sample = 0; sample < product->samples; sample++) {                            \
+            sums s = {matrix, (const type *)product->x + sample * product->x_sample,               \
+                      (type *)product->y + sample * product->y_sample, product->x_col,             \
+                      product->y_row};                                                             \
+            for (int64_t p = first * group_rows; p < gspi_min(last * group_rows, matrix->rows);    \
+                 p++) {                                                                            \
+                const int64_t row = matrix->row_order ? matrix->row_order[p] : p;                  \
+                ((type *)s.y)[row * s.y_row] = 0;                                                  \
+            }                                                                                      \
+            gspi_visit(matrix, first, last, add_##name, &s);                                       \
+        }                                                                                          \
     }
 
 SPMV(f64, double, ((const double *)s->matrix->values)[element])

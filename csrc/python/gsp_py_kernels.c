@@ -76,27 +76,34 @@ static int overlap(PyArrayObject *a, PyArrayObject *b) {
     return first < second + PyArray_NBYTES(b) && second < first + PyArray_NBYTES(a);
 }
 
-static PyObject *run(const plan_object *self, PyArrayObject *x, int64_t samples, PyArrayObject *y,
-                     const gsp_epilogue *epilogue) {
+static PyObject *run(const plan_object *self, PyArrayObject *x, int64_t samples,
+                     const gsp_strides *strides, PyArrayObject *y, const gsp_epilogue *epilogue) {
     gsp_status status;
     Py_BEGIN_ALLOW_THREADS status =
-        gsp_multiply(self->plan, PyArray_DATA(x), samples, NULL, PyArray_DATA(y), epilogue);
+        gsp_multiply(self->plan, PyArray_DATA(x), samples, strides, PyArray_DATA(y), epilogue);
     Py_END_ALLOW_THREADS if (status == GSP_OK) return (PyObject *)y;
     Py_DECREF(y);
     return gsp_py_raise(self->module, status, NULL);
 }
 
-/* x [cols] -> y [rows], or with a plan for columns x [cols, n] -> y [rows, n]. */
+/* x [cols] -> y [rows], or x [cols, n] -> y [rows, n]; a plan for columns takes the latter only. */
 static PyObject *multiply(PyObject *object, PyObject *argument) {
     const plan_object *self = (const plan_object *)object;
-    PyArrayObject *x = gsp_py_array(argument, self->typenum, self->columns ? 2 : 1, "x");
-    if (x == NULL || check_size(PyArray_DIM(x, 0), self->cols, "x",
-                                "rows, one for each column of the matrix") < 0)
+    PyArrayObject *x = gsp_py_array(argument, self->typenum, self->columns ? 2 : -1, "x");
+    if (x == NULL) return NULL;
+    const int ndim = PyArray_NDIM(x);
+    if (ndim != 1 && ndim != 2) {
+        PyErr_Format(PyExc_ValueError, "x must have one or two dimensions, got %d", ndim);
         return NULL;
-    npy_intp shape[2] = {(npy_intp)self->rows, self->columns ? PyArray_DIM(x, 1) : 1};
-    PyArrayObject *y =
-        (PyArrayObject *)PyArray_SimpleNew(self->columns ? 2 : 1, shape, self->typenum);
-    return y ? run(self, x, shape[1], y, NULL) : NULL;
+    }
+    if (check_size(PyArray_DIM(x, 0), self->cols, "x", "rows, one for each column of the matrix") <
+        0)
+        return NULL;
+    npy_intp shape[2] = {(npy_intp)self->rows, ndim == 2 ? PyArray_DIM(x, 1) : 1};
+    PyArrayObject *y = (PyArrayObject *)PyArray_SimpleNew(ndim, shape, self->typenum);
+    if (y == NULL) return NULL;
+    const gsp_strides strides = {shape[1], 1, shape[1], 1};
+    return run(self, x, shape[1], ndim == 2 ? &strides : NULL, y, NULL);
 }
 
 /* Whether x [..., cols] needs no copy, in one question. */
@@ -181,7 +188,7 @@ static PyObject *linear(PyObject *object, PyObject *const *args, Py_ssize_t coun
     const gsp_epilogue epilogue = {.bias = bias ? PyArray_DATA(bias) : NULL,
                                    .residual = residual ? PyArray_DATA(residual) : NULL,
                                    .activation = (gsp_activation)activation};
-    return run(self, x, samples, y, &epilogue);
+    return run(self, x, samples, NULL, y, &epilogue);
 }
 
 /* -------------------------------------------------------------------- type */
@@ -195,6 +202,7 @@ static PyObject *get(PyObject *object, void *field) {
     case 'n': return PyLong_FromUnsignedLongLong(info.entries);
     case 's': return PyLong_FromUnsignedLongLong(info.slots);
     case 'c': return PyBool_FromLong(info.columns);
+    case 't': return PyBool_FromLong(info.strided);
     default: return PyFloat_FromDouble(info.efficiency);
     }
 }
@@ -214,12 +222,13 @@ static PyGetSetDef plan_getset[] = {
     {"entries", get, NULL, "Elements that the matrix stores.", "n"},
     {"slots", get, NULL, "Elements that the kernel multiplies, padding included.", "s"},
     {"columns", get, NULL, "Whether x is contiguous along its samples.", "c"},
+    {"strided", get, NULL, "Whether multiply takes x [cols, n].", "t"},
     {"efficiency", get, NULL, "entries / slots.", "e"},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
 static PyMethodDef plan_methods[] = {
-    {"multiply", multiply, METH_O, "y = W x for x [cols], or x [cols, n] with a plan for columns."},
+    {"multiply", multiply, METH_O, "y = W x for x [cols], or x [cols, n] if the plan is strided."},
     {"takes", takes, METH_O, "Whether x [..., cols] needs no copy."},
     {"linear", (PyCFunction)(void (*)(void))linear, METH_FASTCALL,
      "linear(x, bias, activation, residual, out): x [..., cols] -> [..., rows]."},

@@ -1,0 +1,44 @@
+/* What the files that make plans share: rows, and how each form lays them out. */
+#ifndef GSP_PLAN_H
+#define GSP_PLAN_H
+
+#include "gsp_kernels.h"
+
+/* Elements by row, as floats, in the order of x. Row p of the list has the elements [start[p], start[p + 1] - 1),
+ * and behind them one that no window reaches: key GSPI_NO_KEY, value 0. A key is a position of x as the kernel sees
+ * it. */
+typedef struct gspi_rows {
+    int64_t rows;
+    uint64_t entries; /* without those behind the rows */
+    uint64_t *start;
+    int32_t *key;
+    float *values;
+} gspi_rows;
+
+#define GSPI_NO_KEY INT32_MAX
+
+/* Elements that each row stores: counts [rows]. */
+void gspi_count_rows(const gsp_matrix *matrix, uint32_t *counts);
+/* Places of rows: fullest first, else as the matrix has them. order [rows]: place -> row. */
+gsp_status gspi_fullest_first(gsp_context *context, const gsp_matrix *matrix,
+                              const uint32_t *counts, uint32_t *order);
+/* Decodes a matrix that gsp_validate has passed. order [rows]: row p of the list is row order[p] of the matrix, NULL
+ * for the natural order. bank_stride 0: keys are columns; else place i of bank b has key b * bank_stride + i, for
+ * matrices whose groups are single rows. */
+gsp_status gspi_decode_rows(gsp_context *context, const gsp_matrix *matrix, const uint32_t *order,
+                            int64_t bank_stride, gspi_rows *list);
+void gspi_free_rows(gsp_context *context, gspi_rows *list);
+
+/* Counts what the plan holds as it is allocated. Not cleared. */
+void *gspi_plan_alloc(gsp_plan *plan, uint64_t count, size_t size);
+
+/* Lays the matrix out for the cheapest kernel of the backend: register tables, gathers, or runs of blocks. */
+gsp_status gspi_plan_rows(gsp_plan *plan, const gsp_matrix *matrix, gsp_backend backend);
+/* Whether a kernel of the list takes the matrix. */
+bool gspi_takes(const gspi_entry *entry, const gsp_matrix *matrix, gspi_op op);
+
+/* Blocks: slots that an entry would multiply, and the packing. */
+uint64_t gspi_block_slots(const gsp_matrix *matrix, const gspi_entry *entry);
+gsp_status gspi_pack_blocks(gsp_plan *plan, const gsp_matrix *matrix);
+
+#endif
