@@ -1,0 +1,305 @@
+/* Kernels read and write what they were given and nothing else. Every array (of the matrix, x, y, bias, residual, and
+ * what a plan keeps) ends where an unmapped page begins, or begins where one ends; inputs are read-only. So one
+ * element too far is a fault, and the program says which product it was. */
+#define _DEFAULT_SOURCE
+#include <signal.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "gsp_sample.h"
+
+/* ------------------------------------------------------------------- pages */
+
+#define FILLER 0xa5
+
+typedef struct {
+    unsigned char *map, *begin, *end; /* [begin, end) can be used */
+    size_t mapped;
+    unsigned char *data;
+    size_t bytes;
+} pages;
+
+/* Pages that are free again: asking the system for each array takes longer than all products. */
+static pages spare[64];
+static int spares;
+
+static void out_of_memory(void) {
+    fprintf(stderr, "out of memory\n");
+    exit(1);
+}
+
+/* Room for so many bytes between two pages that cannot be touched. */
+static pages pages_make(size_t bytes) {
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE), room = (bytes / page + 1) * page;
+    pages made = {.mapped = room + 2 * page};
+    for (int i = 0; i < spares; i++)
+        if (spare[i].mapped == made.mapped) {
+            made = spare[i];
+            spare[i] = spare[--spares];
+            break;
+        }
+    if (made.map == NULL) {
+        made.map = mmap(NULL, made.mapped, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (made.map == MAP_FAILED) out_of_memory();
+    }
+    made.bytes = bytes;
+    made.begin = made.map + page;
+    made.end = made.begin + room;
+    if (mprotect(made.begin, room, PROT_READ | PROT_WRITE) != 0) out_of_memory();
+    memset(made.begin, FILLER, room);
+    return made;
+}
+
+static void pages_free(pages *p) {
+    if (spares < 64) {
+        /* Who still uses it is found out. */
+        mprotect(p->begin, (size_t)(p->end - p->begin), PROT_NONE);
+        spare[spares++] = *p;
+    } else {
+        munmap(p->map, p->mapped);
+    }
+}
+
+/* An array at either end of its room, filled with a copy. */
+static pages guard(const void *from, size_t bytes, bool at_end) {
+    pages made = pages_make(bytes);
+    made.data = at_end ? made.end - bytes : made.begin;
+    if (bytes > 0) memcpy(made.data, from, bytes);
+    return made;
+}
+
+static pages guard_constant(const void *from, size_t bytes, bool at_end) {
+    pages made = guard(from, bytes, at_end);
+    mprotect(made.begin, (size_t)(made.end - made.begin), PROT_READ);
+    return made;
+}
+
+static bool rest_is_untouched(const pages *p) {
+    bool same = true;
+    for (const unsigned char *at = p->begin; at < p->end; at++)
+        same = same && (*at == FILLER || (at >= p->data && at < p->data + p->bytes));
+    return same;
+}
+
+/* ------------------------------------------------------------ what a plan keeps */
+
+/* gspi_alloc asks for 72 bytes more than it gives, to align by. Given an address that is 8 below an aligned one, it
+ * uses the first 8 of them: the other 64 may lie beyond the edge. */
+#define SPARE 64
+static struct {
+    pages all[256];
+    bool tight; /* whether requests come from gspi_alloc */
+} kept;
+
+static void *kept_allocate(void *user, size_t bytes) {
+    (void)user;
+    int free = 0;
+    while (free < 256 && kept.all[free].map != NULL) free++;
+    if (free == 256) return NULL;
+    const size_t used = kept.tight ? bytes - SPARE : bytes;
+    pages *p = &kept.all[free];
+    *p = pages_make(used + 64);
+    p->data = p->end - used;
+    p->data -= ((uintptr_t)p->data + 8) % 64;
+    return p->data;
+}
+
+static void kept_release(void *user, void *memory) {
+    (void)user;
+    for (int i = 0; i < 256 && memory != NULL; i++) {
+        if (kept.all[i].data != memory) continue;
+        pages_free(&kept.all[i]);
+        kept.all[i] = (pages){0};
+        return;
+    }
+}
+
+/* ---------------------------------------------------------------- products */
+
+static char what[256];
+
+static void on_fault(int number) {
+    (void)number;
+    static const char text[] = "test_guard: outside its arrays: ";
+    ssize_t done = write(STDERR_FILENO, text, sizeof text - 1);
+    done += write(STDERR_FILENO, what, strlen(what));
+    done += write(STDERR_FILENO, "\n", 1);
+    _exit(done > 0 ? 1 : 2);
+}
+
+static void fill(void *to, bool wide, int64_t count, uint64_t *state) {
+    for (int64_t i = 0; i < count; i++) {
+        const double value = (double)gsp_test_below(state, 17) - 8;
+        if (wide) ((double *)to)[i] = value;
+        else ((float *)to)[i] = (float)value;
+    }
+}
+
+/* One product between unmapped pages, and the same one in the heap, which test_multiply holds against an oracle. */
+static void check_product(const gsp_plan *plan, const gsp_matrix *matrix, int64_t samples,
+                          int64_t gap, bool at_end, uint64_t *state) {
+    const bool wide = matrix->dtype == GSP_FLOAT64, columns = gsp_plan_describe(plan).columns;
+    const size_t size = wide ? 8 : 4;
+    const int64_t rows = matrix->rows, cols = matrix->cols;
+    const int64_t x_line = (columns ? samples : cols) + gap,
+                  y_line = (columns ? samples : rows) + gap;
+    const size_t x_count = (size_t)gspi_max(0, x_line * (columns ? cols : samples) - gap),
+                 y_count = (size_t)gspi_max(0, y_line * (columns ? rows : samples) - gap);
+    const gsp_strides strides =
+        columns ? (gsp_strides){x_line, 1, y_line, 1} : (gsp_strides){1, x_line, 1, y_line};
+
+    char *x = gsp_test_bytes(x_count * size), *bias = gsp_test_bytes((size_t)rows * size),
+         *residual = gsp_test_bytes(y_count * size), *y = gsp_test_bytes(y_count * size);
+    fill(x, wide, (int64_t)x_count, state);
+    fill(bias, wide, rows, state);
+    fill(residual, wide, (int64_t)y_count, state);
+    fill(y, wide, (int64_t)y_count, state);
+    pages gx = guard_constant(x, x_count * size, at_end),
+          gb = guard_constant(bias, (size_t)rows * size, at_end),
+          gr = guard_constant(residual, y_count * size, at_end),
+          gy = guard(y, y_count * size, at_end);
+
+    const int choice = (int)gsp_test_below(state, 8);
+    gsp_epilogue epilogue = {.activation = (gsp_activation)gsp_test_below(state, GSP_SILU + 1),
+                             .bias = choice & 1 ? bias : NULL,
+                             .residual = choice & 2 ? residual : NULL};
+    EXPECT_INT(gsp_multiply(plan, x, samples, &strides, y, choice ? &epilogue : NULL), GSP_OK);
+    if (epilogue.bias != NULL) epilogue.bias = gb.data;
+    if (epilogue.residual != NULL) epilogue.residual = gr.data;
+    EXPECT_INT(gsp_multiply(plan, gx.data, samples, &strides, gy.data, choice ? &epilogue : NULL),
+               GSP_OK);
+    const bool same = memcmp(gy.data, y, y_count * size) == 0, clean = rest_is_untouched(&gy);
+    EXPECT(same);
+    EXPECT(clean);
+    if (!same || !clean) fprintf(stderr, "  %s\n", what);
+
+    pages_free(&gx);
+    pages_free(&gb);
+    pages_free(&gr);
+    pages_free(&gy);
+    free(x);
+    free(bias);
+    free(residual);
+    free(y);
+}
+
+/* Every backend, each number of columns, both placements. */
+static void check_matrix(gsp_context *context, const gsp_shape *shape, gsp_dtype dtype,
+                         uint64_t seed) {
+    static const int64_t numbers[] = {1, 2, 5, 8, 16, 17, 33};
+    enum { NUMBERS = sizeof numbers / sizeof *numbers };
+    gsp_sample sample;
+    kept.tight = true;
+    EXPECT_INT(gsp_sample_make(context, shape, dtype, seed, &sample), GSP_OK);
+    gsp_backend backends[GSP_BACKENDS];
+    const int count = gsp_backends(backends);
+    uint64_t state = seed * 2 + 1;
+    for (int at_end = 0; at_end < 2; at_end++) {
+        gsp_matrix matrix = sample.matrix;
+        pages arrays[] = {
+            guard_constant(matrix.values, sample.lengths.values, at_end),
+            guard_constant(matrix.indices, sample.lengths.indices, at_end),
+            guard_constant(matrix.indptr, sample.lengths.indptr, at_end),
+            guard_constant(matrix.row_order, sample.lengths.row_order, at_end),
+            guard_constant(matrix.scales, sample.lengths.scales, at_end),
+        };
+        matrix.values = arrays[0].data;
+        matrix.indices = arrays[1].data;
+        matrix.indptr = (const uint32_t *)(const void *)arrays[2].data;
+        if (matrix.row_order != NULL)
+            matrix.row_order = (const uint32_t *)(const void *)arrays[3].data;
+        if (matrix.scales != NULL) matrix.scales = (const float *)(const void *)arrays[4].data;
+        for (int b = 0; b < count; b++)
+            for (int n = 0; n < NUMBERS; n++) {
+                const char *place = at_end ? "before" : "behind";
+                const gsp_pattern *p = &shape->pattern;
+                const int length = snprintf(
+                    what, sizeof what,
+                    "kind %d (%u %u, %u %u, %u %u) layout %d scatter %d, %lld x %lld, dtype %d, "
+                    "%s, n = %d, %s an edge, ",
+                    p->kind, p->banks, p->per_row, p->block_rows, p->block_cols, p->nm_n, p->nm_m,
+                    p->layout, shape->scatter, (long long)shape->rows, (long long)shape->cols,
+                    dtype, gsp_backend_name(backends[b]), (int)numbers[n], place);
+                gsp_plan *plan = NULL;
+                EXPECT_INT(gsp_plan_create(context, &matrix, backends[b], numbers[n], &plan),
+                           GSP_OK);
+                if (plan == NULL) continue;
+                snprintf(what + length, sizeof what - (size_t)length, "%s",
+                         gsp_plan_describe(plan).kernel);
+                check_product(plan, &matrix, numbers[n], n % 2 ? 0 : 3, at_end, &state);
+                if (numbers[n] == 1) /* batch-major samples */
+                    for (int s = 0; s < NUMBERS; s++)
+                        check_product(plan, &matrix, numbers[s], s % 2 ? 0 : 3, at_end, &state);
+                gsp_plan_destroy(plan);
+            }
+        for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) pages_free(&arrays[i]);
+    }
+    gsp_sample_free(&sample);
+    kept.tight = false;
+}
+
+#define GS(b, k, l, s) {{.kind = GSP_GS, .banks = b, .per_row = k, .layout = l}, 0, 0, s}
+
+/* banks 0: contiguous banks of at most 32 columns, as gs(cpu) has them. */
+static const gsp_shape patterns[] = {
+    GS(0, 0, GSP_CONTIGUOUS, true),
+    GS(0, 0, GSP_CONTIGUOUS, false),
+    GS(16, 16, GSP_INTERLEAVED, false),
+    GS(16, 16, GSP_CONTIGUOUS, true),
+    GS(7, 7, GSP_CONTIGUOUS, true),
+    GS(16, 1, GSP_INTERLEAVED, false),
+    GS(16, 1, GSP_INTERLEAVED, true),
+    GS(16, 4, GSP_CONTIGUOUS, false),
+    GS(8, 2, GSP_INTERLEAVED, true),
+    GS(1, 1, GSP_INTERLEAVED, false),
+    {{.kind = GSP_IRREGULAR}, 0, 0, false},
+    {{.kind = GSP_BLOCK, .block_rows = 1, .block_cols = 4}, 0, 0, false},
+    {{.kind = GSP_BLOCK, .block_rows = 1, .block_cols = 16}, 0, 0, false},
+    {{.kind = GSP_BLOCK, .block_rows = 16, .block_cols = 1}, 0, 0, false},
+    {{.kind = GSP_BLOCK, .block_rows = 4, .block_cols = 3}, 0, 0, false},
+    {{.kind = GSP_BLOCK, .block_rows = 2, .block_cols = 33}, 0, 0, false},
+    {{.kind = GSP_BLOCK, .block_rows = 40, .block_cols = 1}, 0, 0, false},
+    {{.kind = GSP_NM, .nm_n = 2, .nm_m = 4}, 0, 0, false},
+    {{.kind = GSP_NM, .nm_n = 1, .nm_m = 7}, 0, 0, false},
+    {{.kind = GSP_NM, .nm_n = 3, .nm_m = 17}, 0, 0, false},
+};
+
+static void test_lane_edges(gsp_context *context) {
+    static const int64_t sizes[] = {1, 15, 16, 17, 31, 33, 63, 65, 130};
+    enum { SIZES = sizeof sizes / sizeof *sizes };
+    uint64_t seed = 1;
+    for (size_t p = 0; p < sizeof patterns / sizeof *patterns; p++)
+        for (int i = 0; i < SIZES; i++) {
+            gsp_shape shape = patterns[p];
+            shape.rows = sizes[i];
+            shape.cols = sizes[(4 * i + (int)p) % SIZES];
+            if (shape.pattern.kind == GSP_GS) {
+                if (shape.pattern.banks == 0)
+                    shape.pattern.banks = shape.pattern.per_row =
+                        (uint32_t)gspi_ceil_div(shape.cols, 32);
+                shape.cols = gspi_max(shape.cols, shape.pattern.banks);
+            }
+            check_matrix(context, &shape, GSP_FLOAT32, seed++);
+            /* The other types in turn; all but float64 end in the same kernels. */
+            static const gsp_dtype others[] = {GSP_FLOAT64, GSP_FLOAT16, GSP_BFLOAT16, GSP_INT8};
+            if (i % 3 == 0) check_matrix(context, &shape, others[(p + i / 3) % 4], seed++);
+        }
+}
+
+static void test_samples(gsp_context *context) {
+    for (int i = 0; i < GSP_SHAPES; i++)
+        check_matrix(context, &gsp_shapes[i], GSP_FLOAT32, (uint64_t)i + 1000);
+}
+
+int main(void) {
+    const struct sigaction action = {.sa_handler = on_fault};
+    sigaction(SIGSEGV, &action, NULL);
+    sigaction(SIGBUS, &action, NULL);
+    const gsp_allocator allocator = {kept_allocate, kept_release, NULL};
+    gsp_context *context;
+    EXPECT_INT(gsp_context_create(&allocator, &context), GSP_OK);
+    test_lane_edges(context);
+    test_samples(context);
+    gsp_context_destroy(context);
+    return gsp_test_done("guard");
+}
