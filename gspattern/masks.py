@@ -37,8 +37,8 @@ Method = Literal["exact", "greedy"]
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-# What rounding may do to sums of scores, relative to the sum or the largest score: `verify` lets pass
-# so much, and a bound so little above the score is the score.
+# What rounding may do to sums of scores, relative to the sum or the largest score: `verify` lets so much
+# pass, and a bound that is above the score by no more than EQUAL is taken for the score.
 ROUNDING = 1e-9
 EQUAL = 1e-12
 
@@ -305,7 +305,9 @@ def choose_mask(
         if prices is None:
             object.__setattr__(selection, "_scores", scores)
         else:
-            object.__setattr__(selection, "_proof", _proof_of(prices, selection, scores))
+            object.__setattr__(
+                selection, "_proof", _proof_of(prices, selection, float(scores.max(initial=0)))
+            )
     elif not isinstance(resolved, NM):
         object.__setattr__(selection, "_proof", _Proof(None, bound))
     return selection
@@ -571,14 +573,18 @@ def _prove(scores: npt.NDArray[np.float32], selection: Selection) -> _Proof:
     high = -1 if budget.high is None else budget.high
     choice = (scores, selection.pattern.core(), False, order, budget.low, high, 0, -1)
     _, prices, _ = _core.choose((choice,), budget.keep, False)
-    return _proof_of(prices, selection, scores)
+    return _proof_of(prices, selection, 0.0)
 
 
-def _proof_of(found: Any, selection: Selection, scores: npt.NDArray[np.float32]) -> _Proof:
+def _proof_of(found: Any, selection: Selection, largest: float) -> _Proof:
+    """The proof from what the C core found; `largest` is the largest score if the mask is the best one.
+
+    Of the best mask score and bound are equal but for rounding, which that of the largest score may be.
+    """
     group, bundles, row, bank, _, values = found
     prices = Prices(group, bundles, row, bank)
     bound = _bound(prices, values, selection)
-    same = bound - selection.score <= EQUAL * max(selection.score, float(scores.max(initial=0)))
+    same = bound - selection.score <= EQUAL * max(selection.score, largest)
     return _Proof(prices, selection.score if same else bound)
 
 

@@ -1005,6 +1005,13 @@ def test_a_gap_that_is_rounding_is_none_beside_scores_of_other_magnitudes():
     selection = gs.choose_mask(scores, "gs(2,1)", 0.76)
     assert selection.score == 0
     assert selection.gap == 0
+    # A greedy mask that is worse stays worse beside a score that no mask can keep.
+    scores = np.zeros((3, 6), np.float32)
+    scores[1, 2], scores[2, 0], scores[2, 1] = 7e19, 0.25, 0.375
+    greedy, best = (gs.choose_mask(scores, "gs(4,2)", 0.9, m) for m in ("greedy", "exact"))
+    assert greedy.score == best.gap == 0
+    assert best.score == greedy.upper_bound == 0.625
+    assert greedy.gap == 1
 
 
 def test_a_worse_mask_is_verified_with_its_true_gap():
