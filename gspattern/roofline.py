@@ -164,9 +164,9 @@ def probe(backend: str | None = None) -> Probes:
 def bound(plan: Plan, shape: tuple[int, int], n: int) -> Bound:
     """Give the least time of ``y = W x`` by the design of a plan's kernel on one core of this CPU.
 
-    The plan is loaded at least once, from where all of it fits; x and y are in L1 for SpMV and where they fit for
-    SpMM. A slot of SpMV takes a lane of a step, and registers are loaded for values, positions and tables. A
-    slot of SpMM takes a multiply-add for every register of columns, each with an operand from L1.
+    The plan is loaded at least once, from where all of it fits. A slot of SpMV takes a lane of a step for every
+    sample, and registers are loaded for values and positions, and from x. A slot of SpMM takes a multiply-add for
+    every register of samples, with an operand from L1 unless rows share it; x and y are moved once.
 
     Parameters
     ----------
@@ -177,40 +177,30 @@ def bound(plan: Plan, shape: tuple[int, int], n: int) -> Bound:
         Columns of x, or samples.
     """
     probes = probe(plan.backend)
-    lanes, slots = probes.lanes, plan.slots
+    form = re.search(r"_(?:spmv|spmm)_([a-z]+)(\d*)__", plan.kernel)
+    kind, width = (form[1], int(form[2] or 0)) if form else ("", 0)
+    lanes = probes.lanes
     if plan.columns:
-        registers = slots * -(-n // lanes)
+        registers = plan.slots * -(-n // lanes)
+        # Four rows of a block share the register that is loaded; else every multiply-add has its own.
+        loads = registers / 4 * probes.load if kind == "stacks" else registers * probes.load_fma
         moved = plan.bytes + 4 * n * (shape[0] + shape[1])
-        return Bound(
-            {
-                "bytes": read_time(moved),
-                "loads": registers * probes.load_fma,
-                "fma": registers * probes.fma,
-            }
-        )
-    steps = slots / lanes * n
-    parts = {"bytes": read_time(plan.bytes), "fma": steps * probes.fma}
-    form = re.search(r"_(quads|strips|gather|wide|tall)(\d*)", plan.kernel)
-    if form is None:  # scalar: an element at a time
-        return Bound(parts | {"loads": slots * n * probes.load})
-    kind, width = form[1], int(form[2] or 0)
-    # Registers of values and positions, and of x: a table, which four steps share in quads, or a run of a block.
-    loads = {
-        "quads": 1.25 + width / lanes / 4,
-        "strips": 1.25 + width / lanes,
-        "gather": 2.0,
-        "wide": 2.0,
-        "tall": 2.0,
-    }
-    parts["loads"] = steps * loads[kind] * probes.load
-    if width:
-        wide = (
-            2 * lanes if probes.backend == "avx512" else lanes
-        )  # entries that one permute looks up
-        permutes = max(1, width // wide)
-        parts["steps"] = steps * (probes.step + (permutes - 1) * probes.permute)
-    if kind == "gather":  # one load for every lane
-        parts["loads"] = steps * (2 + lanes) * probes.load
+        return Bound({"bytes": read_time(moved), "loads": loads, "fma": registers * probes.fma})
+    steps = plan.slots / lanes
+    parts = {"bytes": read_time(plan.bytes), "fma": steps * n * probes.fma}
+    # Registers that a step loads: values and positions or columns, for all samples, and of x for each of them.
+    # Four steps share a word of positions, and a table at best.
+    held, own = {
+        "tables": (1.25, width / lanes / 4),
+        "gather": (2, lanes),
+        "wide": (1, 1),
+        "tall": (1, 1),
+    }.get(kind, (1, 1))
+    parts["loads"] = steps * (held + n * own) * probes.load
+    if kind == "tables":
+        entries = 2 * lanes if plan.backend == "avx512" else lanes  # that one permute looks up
+        permutes = max(1, width // entries)
+        parts["steps"] = steps * n * (probes.step + (permutes - 1) * probes.permute)
     return Bound(parts)
 
 

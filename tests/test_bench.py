@@ -410,12 +410,11 @@ def known_cpu(monkeypatch):
 @pytest.mark.parametrize(
     ("kernel", "slots", "n", "parts"),
     [
-        ("gsp_f32_spmv_quads32__avx512", 64, 1, {"fma": 16, "loads": 4 * 1.75, "steps": 12}),
-        ("gsp_f32_spmv_quads64__avx512", 64, 2, {"fma": 32, "loads": 8 * 2.25, "steps": 8 * 5}),
-        ("gsp_f32_spmv_strips32__avx512", 64, 1, {"fma": 16, "loads": 4 * 3.25, "steps": 12}),
+        ("gsp_f32_spmv_tables32__avx512", 64, 1, {"fma": 16, "loads": 4 * 1.75, "steps": 12}),
+        ("gsp_f32_spmv_tables64__avx512", 64, 2, {"fma": 32, "loads": 4 * 3.25, "steps": 8 * 5}),
         ("gsp_f32_spmv_gather__avx512", 64, 1, {"fma": 16, "loads": 4 * 18}),
-        ("gsp_f32_spmv_wide__avx512", 64, 1, {"fma": 16, "loads": 8}),
-        ("gsp_f32_spmv__scalar", 64, 1, {"fma": 16, "loads": 64}),
+        ("gsp_f32_spmv_wide__avx512", 64, 3, {"fma": 48, "loads": 16}),
+        ("gsp_f32_spmv__scalar", 64, 1, {"fma": 16, "loads": 8}),
     ],
 )
 def test_bounds_of_spmv(known_cpu, kernel, slots, n, parts):
@@ -426,17 +425,42 @@ def test_bounds_of_spmv(known_cpu, kernel, slots, n, parts):
     assert found.parts[found.limit] == found.seconds
 
 
-def test_bounds_of_products_with_columns(known_cpu):
-    plan = SimpleNamespace(
-        kernel="gsp_f32_spmm__avx512", backend="avx512", columns=True, slots=10, bytes=100
-    )
+@pytest.mark.parametrize(("form", "loads"), [("fours", 150), ("stacks", 7.5)])
+def test_bounds_of_products_with_columns(known_cpu, form, loads):
+    kernel = f"gsp_f32_spmm_{form}__avx512"
+    plan = SimpleNamespace(kernel=kernel, backend="avx512", columns=True, slots=10, bytes=100)
     # 33 columns are three registers; x is [7, 33] and y [3, 33].
-    assert roofline.bound(plan, (3, 7), 33).parts == {
-        "bytes": (100 + 4 * 33 * 10) / 100,
-        "loads": 150,
-        "fma": 120,
-    }
+    moved = (100 + 4 * 33 * 10) / 100
+    assert roofline.bound(plan, (3, 7), 33).parts == {"bytes": moved, "loads": loads, "fma": 120}
     assert roofline.dense_bound((3, 16), 2).parts == {"bytes": 4 * 48 / 100, "fma": 48 * 2 / 16 * 4}
+
+
+@pytest.mark.parametrize("backend", gs.backends())
+@pytest.mark.parametrize("pattern", bench.PATTERNS)
+def test_every_kernel_has_a_bound(backend, pattern):
+    """By its form: a kernel of a form that the roofline does not know would get too loose a bound."""
+    weights = bench.make_weights(96, 64)
+    matrix = gs.encode(
+        weights,
+        pattern,
+        gs.choose_mask(np.abs(weights), pattern, None if ":" in pattern else 0.8).mask,
+    )
+    for n in (1, 5, 32):
+        with gs.use_backend(backend):
+            plan = matrix.plan(n)
+        found = roofline.bound(plan, matrix.shape, n)
+        assert 0 < found.seconds < 1e-3
+        known = (
+            "tables",
+            "gather",
+            "wide",
+            "tall",
+            "fours",
+            "stacks",
+            "spmv__scalar",
+            "spmm__scalar",
+        )
+        assert any(form in plan.kernel for form in known)
 
 
 # ---------------------------------------------------------------- pictures
