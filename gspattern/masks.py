@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -70,7 +70,7 @@ class Prices:
     bank: Floats
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Selection:
     """A chosen mask.
 
@@ -99,9 +99,9 @@ class Selection:
     sparsity: float
     empty_rows: int
     pattern: Pattern
-    _budget: _Budget = field(repr=False)
-    _scores: npt.NDArray[np.float32] | None = field(repr=False, default=None)
-    _proof: _Proof | None = field(repr=False, default=None)
+    _budget: _Budget
+    _scores: npt.NDArray[np.float32] | None = None
+    _proof: _Proof | None = None
 
     @property
     def prices(self) -> Prices | None:
@@ -137,6 +137,14 @@ class Selection:
     def __getstate__(self) -> dict[str, Any]:
         self._certificate()
         return dict(self.__dict__)
+
+    def __repr__(self) -> str:
+        rows, cols = self.mask.shape
+        empty = f", {self.empty_rows} empty rows" if self.empty_rows else ""
+        return (
+            f"<Selection {rows}x{cols} {self.pattern}: {np.count_nonzero(self.mask):,} kept, "
+            f"{self.sparsity:.1%} sparse, score {self.score:.6g}{empty}>"
+        )
 
 
 class _Budget(NamedTuple):

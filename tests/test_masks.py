@@ -1212,3 +1212,10 @@ def test_check_refuses_what_is_no_mask():
             gs.check(selection.mask, "gs(4,2)", order)
         assert error.value.rule == "row_order"
     assert gs.check(np.zeros((0, 8), bool), "gs(4,2)+scatter", [])
+
+
+def test_a_selection_says_in_one_line_what_it_is():
+    scores = np.zeros((3, 8), np.float32)
+    scores[0] = 1
+    text = repr(gs.choose_mask(scores, "gs(4,4)", 0.6))
+    assert text == "<Selection 3x8 gs(4,4): 8 kept, 66.7% sparse, score 8, 2 empty rows>"
