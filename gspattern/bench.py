@@ -385,7 +385,7 @@ class _Contender:
     name: str
     kind: str  # "dense", "sparse" or "pattern"
     product: Product
-    weights: Floats  # those that it stands for
+    weights: str  # those that it stands for, as _Layer.dense takes them
     plan: plans.Plan | None = None
 
 
@@ -397,7 +397,14 @@ class _Layer:
     sparsity: float
     weights: Floats
     matrices: dict[str, Matrix]  # by pattern; those that fit the shape
-    irregular: Floats  # pruned weights for the sparse libraries
+    irregular: Matrix  # for the sparse libraries
+
+    def dense(self, which: str) -> Floats:
+        """Weights that were not pruned ("dense"), those of the sparse libraries ("sparse"), or of a pattern."""
+        if which == "dense":
+            return self.weights
+        matrix = self.irregular if which == "sparse" else self.matrices[which]
+        return matrix.to_dense()
 
 
 def _make_layer(
@@ -412,12 +419,9 @@ def _make_layer(
             matrices[pattern] = encode(weights, pattern, chosen.mask, chosen.row_order)
         except PatternError as error:
             unfit[f"{pattern}, {shape.size}, {sparsity:g}"] = str(error)
-    if "irregular" in matrices:
-        irregular = matrices["irregular"].to_dense()
-    else:
-        irregular = np.where(
-            choose_mask(scores, "irregular", sparsity).mask, weights, np.float32(0)
-        )
+    irregular = matrices.get("irregular")
+    if irregular is None:
+        irregular = encode(weights, "irregular", choose_mask(scores, "irregular", sparsity).mask)
     return _Layer(shape, sparsity, weights, matrices, irregular)
 
 
@@ -439,39 +443,41 @@ def _contenders(
 ) -> list[_Contender]:
     found = []
     for name, peer in peers.items():
-        weights = layer.irregular if peer.sparse else layer.weights
-        if name not in prepared:
-            prepared[name] = peer.prepare(weights)
         kind = "sparse" if peer.sparse else "dense"
+        if name not in prepared:
+            prepared[name] = peer.prepare(layer.dense(kind))
         for product in peer.products(prepared[name], x):
-            found.append(_Contender(peer.title, kind, product, weights))
+            found.append(_Contender(peer.title, kind, product, kind))
     for pattern, matrix in layer.matrices.items():
-        weights = matrix.to_dense()
         for product, plan in _own_products(matrix, x):
-            found.append(_Contender(pattern, "pattern", product, weights, plan))
+            found.append(_Contender(pattern, "pattern", product, pattern, plan))
     return found
 
 
-def _errors(contenders: Sequence[_Contender], x: Floats) -> list[float]:
-    """Largest |y - exact| / (|W| |x|) of every contender, in units of the float32 epsilon; exact is in float64.
+def _check(layer: _Layer, contenders: Sequence[_Contender], x: Floats) -> list[dict[str, Any]]:
+    """Nonzeros of every contender, and its error in units of the float32 epsilon.
 
-    Contenders with the same weights share the exact product. Rows go in parts: float64 takes room.
+    That is the largest |y - exact| / (|W| |x|); exact is in float64. BenchError if it is more than rounding can do.
     """
-    outputs = [contender.product.result(contender.product.call()) for contender in contenders]
-    errors = [0.0] * len(contenders)
+    found: list[dict[str, Any]] = [{} for _ in contenders]
     wide, size = x.astype(np.float64), np.abs(x).astype(np.float64)
-    for first in range(0, len(contenders[0].weights), 4096):
-        part = slice(first, first + 4096)
-        exact: dict[int, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]] = {}
-        for i, (contender, y) in enumerate(zip(contenders, outputs, strict=True)):
-            key = id(contender.weights)
-            if key not in exact:
-                weights = contender.weights[part].astype(np.float64)
-                exact[key] = weights @ wide, np.abs(weights) @ size
-            right, scale = exact[key]
-            error = np.abs(y[part] - right) / np.where(scale > 0, scale, 1)
-            errors[i] = max(errors[i], float(error.max()) / float(np.finfo(np.float32).eps))
-    return errors
+    for which in dict.fromkeys(contender.weights for contender in contenders):
+        weights = layer.dense(which).astype(np.float64)
+        exact, scale = weights @ wide, np.abs(weights) @ size
+        scale[scale == 0] = 1
+        kept = int(np.count_nonzero(weights))
+        for i, contender in enumerate(contenders):
+            if contender.weights != which:
+                continue
+            y = contender.product.result(contender.product.call())
+            error = float(np.max(np.abs(y - exact) / scale)) / float(np.finfo(np.float32).eps)
+            if not error <= layer.shape.cols + 10:  # so is a NaN
+                raise BenchError(
+                    f"{contender.name} computes something else for {layer.shape.size} at {layer.sparsity:.0%} and "
+                    f"N = {x.shape[1]}: its error is {error:.3g} epsilon; please report it where it comes from"
+                )
+            found[i] = {"error_eps": error, "kept": kept}
+    return found
 
 
 def _case(
@@ -490,11 +496,10 @@ def _case(
     times = alternate(
         calls, settings.rounds, settings.seconds, clock=CLOCKS[settings.clock], progress=progress
     )
-    errors = _errors(contenders, x)
+    checks = _check(layer, contenders, x)
     size = (layer.shape.rows, layer.shape.cols)
     results = []
-    for contender, seconds, error in zip(contenders, times.values(), errors, strict=True):
-        kept = int(np.count_nonzero(contender.weights))
+    for contender, seconds, check in zip(contenders, times.values(), checks, strict=True):
         best, plan = min(seconds), contender.plan
         result: dict[str, Any] = {
             "shape": layer.shape.name,
@@ -509,16 +514,15 @@ def _case(
             "best_us": 1e6 * best,
             "median_us": 1e6 * statistics.median(seconds),
             "samples": len(seconds),
-            "error_eps": error,
-            "kept": kept,
-            "gmacs": 1e-9 * kept * n / best,
+            "gmacs": 1e-9 * check["kept"] * n / best,
+            **check,
         }
         limit = None
         if plan is not None:
             result |= {"kernel": plan.kernel, "bytes": plan.bytes, "efficiency": plan.efficiency}
             limit = roofline.bound(plan, size, n)
         elif contender.kind == "dense":
-            result |= {"bytes": contender.weights.nbytes}
+            result |= {"bytes": layer.weights.nbytes}
             limit = roofline.dense_bound(size, n)
         if limit is not None and threads == 1:
             result |= {

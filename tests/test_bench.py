@@ -254,18 +254,36 @@ def test_the_cpu_clock_counts_work_only():
 
 
 def test_errors_are_those_of_float64():
-    rng = np.random.default_rng(0)
-    weights = rng.standard_normal((5000, 8), dtype=np.float32)
-    x = rng.standard_normal((8, 2), dtype=np.float32)
+    layer = bench._make_layer(bench.Shape("", 50, 16), 0.5, ("gs(4,4)",), {})
+    x = np.random.default_rng(0).standard_normal((16, 2), dtype=np.float32)
     eps = float(np.finfo(np.float32).eps)
-    exact = weights.astype(np.float64) @ x
+    weights = layer.matrices["gs(4,4)"].to_dense().astype(np.float64)
+    exact = weights @ x
     wrong = exact.copy()
-    wrong[4999, 1] += 12 * eps * (np.abs(weights[4999]).astype(np.float64) @ np.abs(x[:, 1]))
-    contenders = [
-        bench._Contender("", "", peers.Product("columns", lambda: None, lambda _, y=y: y), weights)
-        for y in (exact, wrong)
-    ]
-    assert bench._errors(contenders, x) == [0, pytest.approx(12)]
+    wrong[49, 1] += 12 * eps * (np.abs(weights[49]) @ np.abs(x[:, 1]))
+
+    def contender(name, which, y):
+        product = peers.Product("columns", lambda: None, lambda _: y)
+        return bench._Contender(name, "", product, which)
+
+    dense = layer.weights.astype(np.float64) @ x
+    found = bench._check(
+        layer,
+        [
+            contender("", "gs(4,4)", exact),
+            contender("", "dense", dense),
+            contender("", "gs(4,4)", wrong),
+        ],
+        x,
+    )
+    assert [each["error_eps"] for each in found] == [0, 0, pytest.approx(12)]
+    assert [each["kept"] for each in found] == [400, 800, 400]
+    wrong[3, 0] = np.nan
+    for y in (wrong, exact + 1):
+        with pytest.raises(
+            bench.BenchError, match="ghost computes something else for 50x16 at 50%"
+        ):
+            bench._check(layer, [contender("ghost", "gs(4,4)", y)], x)
 
 
 # --------------------------------------------------------------- summarise
