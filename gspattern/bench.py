@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from gspattern import plans, roofline
 from gspattern.masks import choose_mask
