@@ -170,9 +170,10 @@ def plot_speedups(report: Mapping[str, Any], threads: int = 1) -> Any:
                 for line in lines
                 if line["n"] == n and line["name"] == name
             )
+            label = name if ":" not in name else f"{name} (a sparsity of its own)"
             if points:
                 ax.plot(
-                    *zip(*points, strict=True), "o-", color=f"C{number}", label=name, markersize=4
+                    *zip(*points, strict=True), "o-", color=f"C{number}", label=label, markersize=4
                 )
         ax.axhline(1, color="grey", linewidth=0.8)
         ax.set_title(f"N = {n}")
@@ -213,7 +214,8 @@ def plot_roofline(report: Mapping[str, Any]) -> Any:
         ax.plot(
             reach, np.minimum(probes["gmacs_registers"], reach * rate), color="grey", linewidth=0.8
         )
-        ax.text(1 / rate, 1, f"{level} ", color="grey", fontsize="small", va="bottom", ha="right")
+        height = probes["gmacs_registers"] / 6
+        ax.text(height / rate, height, f"{level} ", color="grey", fontsize="small", ha="right")
     ax.axhline(probes["gmacs_l1"], color="grey", linestyle=":", linewidth=0.8)
     ax.axhline(probes["gmacs_registers"], color="grey", linewidth=0.8)
     names = ["dense", *dict.fromkeys(line["name"] for line in lines if line["kind"] == "pattern")]
