@@ -135,10 +135,11 @@ static void fill(void *to, bool wide, int64_t count, uint64_t *state) {
     }
 }
 
-/* One product between unmapped pages, and the same one in the heap, which test_multiply holds against an oracle. */
-static void check_product(const gsp_plan *plan, const gsp_matrix *matrix, int64_t samples,
-                          int64_t gap, bool at_end, uint64_t *state) {
-    const bool wide = matrix->dtype == GSP_FLOAT64, columns = gsp_plan_describe(plan).columns;
+/* One product between unmapped pages, and the same one in the heap, which test_multiply holds against an oracle.
+ * columns: x and y lie along the samples. */
+static void check_product(const gsp_plan *plan, const gsp_matrix *matrix, bool columns,
+                          int64_t samples, int64_t gap, bool at_end, uint64_t *state) {
+    const bool wide = matrix->dtype == GSP_FLOAT64;
     const size_t size = wide ? 8 : 4;
     const int64_t rows = matrix->rows, cols = matrix->cols;
     const int64_t x_line = (columns ? samples : cols) + gap,
@@ -224,12 +225,16 @@ static void check_matrix(gsp_context *context, const gsp_shape *shape, gsp_dtype
                 EXPECT_INT(gsp_plan_create(context, &matrix, backends[b], numbers[n], &plan),
                            GSP_OK);
                 if (plan == NULL) continue;
-                snprintf(what + length, sizeof what - (size_t)length, "%s",
-                         gsp_plan_describe(plan).kernel);
-                check_product(plan, &matrix, numbers[n], n % 2 ? 0 : 3, at_end, &state);
-                if (numbers[n] == 1) /* batch-major samples */
-                    for (int s = 0; s < NUMBERS; s++)
-                        check_product(plan, &matrix, numbers[s], s % 2 ? 0 : 3, at_end, &state);
+                const gsp_plan_info info = gsp_plan_describe(plan);
+                snprintf(what + length, sizeof what - (size_t)length, "%s", info.kernel);
+                check_product(plan, &matrix, info.columns, numbers[n], n % 2 ? 0 : 3, at_end,
+                              &state);
+                for (int s = 0; s < NUMBERS && numbers[n] == 1; s++) { /* the plan for any number */
+                    check_product(plan, &matrix, false, numbers[s], s % 2 ? 0 : 3, at_end, &state);
+                    if (info.strided)
+                        check_product(plan, &matrix, true, numbers[s], s % 2 ? 0 : 3, at_end,
+                                      &state);
+                }
                 gsp_plan_destroy(plan);
             }
         for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) pages_free(&arrays[i]);

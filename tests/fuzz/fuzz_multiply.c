@@ -193,12 +193,13 @@ static void multiply(gsp_context *context, const gsp_sample *sample, const doubl
     uint64_t state = gsp_take(from, 4) * 2 + 1;
     gsp_backend backends[GSP_BACKENDS];
     const int count = gsp_backends(backends);
-    for (int kind = 0; kind < 2; kind++) /* a plan for n, and a plan for 1 on n samples */
+    for (int kind = 0; kind < 3; kind++) /* a plan for n; that for 1 on n samples; x along them */
         for (int b = 0; b < count; b++) {
             gsp_plan *plan;
             MUST(gsp_plan_create(context, matrix, backends[b], kind ? 1 : n, &plan) == GSP_OK);
+            const gsp_plan_info info = gsp_plan_describe(plan);
             product p = {.n = n,
-                         .columns = gsp_plan_describe(plan).columns,
+                         .columns = kind == 2 ? info.strided : info.columns,
                          .wide = matrix->dtype == GSP_FLOAT64};
             const int64_t x_line = (p.columns ? n : cols) + gap,
                           y_line = (p.columns ? n : rows) + gap;
