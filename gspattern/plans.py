@@ -6,6 +6,7 @@ CPU: `backends` lists them, `use_backend` and the environment variable GSPATTERN
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import operator
 import os
@@ -120,6 +121,11 @@ def _read_threads() -> None:
                 f"GSPATTERN_NUM_THREADS must be a number from 1 to 256, got {text!r}"
             ) from None
     _threads_known = True
+
+
+# Choosing and encoding use threads too. What is no number is an error where the first plan is made.
+with contextlib.suppress(ValueError):
+    _read_threads()
 
 
 def get_num_threads() -> int:
