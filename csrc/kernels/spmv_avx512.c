@@ -51,14 +51,15 @@ INLINE void store(const gsp_plan *plan, const gspi_product *product, int64_t sam
     const __mmask16 here = left >= LANES ? 0xffff : (__mmask16)((1u << left) - 1);
     if (y_row == 1 && plan->row_map == NULL) {
         _mm512_mask_storeu_ps(y + place, here, sum);
-    } else if (y_row == 1) {
-        const __m512i rows = _mm512_maskz_loadu_epi32(here, plan->row_map + place);
-        _mm512_mask_i32scatter_ps(y, here, rows, sum, 4);
     } else {
         float lanes[LANES];
         _mm512_storeu_ps(lanes, sum);
-        for (int64_t i = 0; i < (left < LANES ? left : LANES); i++)
-            y[(plan->row_map == NULL ? place + i : plan->row_map[place + i]) * y_row] = lanes[i];
+        const uint32_t *rows = plan->row_map;
+        if (rows != NULL && left >= LANES && y_row == 1)
+            for (int i = 0; i < LANES; i++) y[rows[place + i]] = lanes[i];
+        else
+            for (int64_t i = 0; i < (left < LANES ? left : LANES); i++)
+                y[(rows == NULL ? place + i : rows[place + i]) * y_row] = lanes[i];
     }
 }
 
@@ -76,7 +77,8 @@ INLINE __m512 look_up(const float *x, __m512i positions, __mmask16 upper, int wi
 
 /* Splits the words of a quad into the positions of its four steps. */
 INLINE void split(const unsigned char *quad, __m512i positions[4], __mmask16 upper[4]) {
-    const __m512i words = _mm512_load_si512(quad);
+    __m512i words = _mm512_load_si512(quad);
+    __asm__("" : "+v"(words)); /* or GCC loads them once for every shift */
     positions[0] = words;
     positions[1] = _mm512_srli_epi32(words, 8);
     positions[2] = _mm512_srli_epi32(words, 16);
@@ -225,15 +227,19 @@ INLINE void part(const gspi_product *product, const uint32_t *runs, int64_t coun
     for (; run + sums <= count; run += sums)
         for (int i = 0; i < sums; i++) {
             const __m512 value = _mm512_load_ps(values + (run + i) * LANES);
+            if (wide) _mm_prefetch((const char *)(values + (run + i) * LANES) + AHEAD, _MM_HINT_T0);
             for (int s = 0; s < samples; s++)
                 sum[s][i] = _mm512_fmadd_ps(factor(x + runs[run + i] + s * product->x_sample, wide),
                                             value, sum[s][i]);
         }
-    for (; run < count; run++) {
+    /* What is left, at most three runs: each to a sum of its own, so that none waits for another. */
+    for (int i = 0; i < sums - 1; i++, run++) {
+        if (run >= count) break;
         const __m512 value = _mm512_load_ps(values + run * LANES);
+        if (wide) _mm_prefetch((const char *)(values + run * LANES) + AHEAD, _MM_HINT_T0);
         for (int s = 0; s < samples; s++)
-            sum[s][0] = _mm512_fmadd_ps(factor(x + runs[run] + s * product->x_sample, wide), value,
-                                        sum[s][0]);
+            sum[s][i] = _mm512_fmadd_ps(factor(x + runs[run] + s * product->x_sample, wide), value,
+                                        sum[s][i]);
     }
     for (int s = 0; s < samples; s++)
         total[s] =
