@@ -131,38 +131,59 @@ static gsp_status check_bundle(const check *work, uint64_t unit, int64_t rows, u
         if (col != 0) return fail(work, GSP_ERROR_PADDING, "indices", first + (uint64_t)s, col, 0);
     }
     GSP_TRY(check_empty(work, first + (uint64_t)used, (uint64_t)(count - used)));
+    /* A remainder without a division, for the most common patterns. */
+    const uint32_t low_bits = matrix->pattern.banks - 1;
+    const bool interleaved =
+        matrix->pattern.layout == GSP_INTERLEAVED && (matrix->pattern.banks & low_bits) == 0;
     int64_t before = -1; /* bank of the slot before, in the same row */
     for (int64_t s = 0; s < used; s++) {
         const uint64_t slot = first + (uint64_t)s;
         const uint32_t col = gspi_index(matrix->indices, slot, matrix->index_bytes);
         if (col >= matrix->cols)
             return fail(work, GSP_ERROR_INDEX, "indices", slot, col, matrix->cols);
-        const int64_t bank = gsp_bank_of(&matrix->pattern, matrix->cols, col);
+        const int64_t bank =
+            interleaved ? col & low_bits : gsp_bank_of(&matrix->pattern, matrix->cols, col);
         if (held[bank] == unit + 1) return fail(work, GSP_ERROR_BANKS, "indices", slot, col, bank);
         held[bank] = unit + 1;
-        if (s % per_row != 0 && bank < before)
+        if (per_row > 1 && s % per_row != 0 && bank < before)
             return fail(work, GSP_ERROR_ORDER, "indices", slot, col, bank);
         before = bank;
     }
     return GSP_OK;
 }
 
-/* No column twice in a row of a group. `seen` has a bit for every column, all 0 before and after: a table
- * of words would let a short file ask for a lot of memory. */
+/* No column twice in a row of a group. `seen` has a bit for every column, and for every bank one more; all are 0 before
+ * and after: a table of words would let a short file ask for a lot of memory. */
 static gsp_status check_duplicates(const check *work, int64_t group, int64_t rows, uint8_t *seen) {
     const gsp_matrix *matrix = work->matrix;
     const uint64_t banks = matrix->pattern.banks, per_row = matrix->pattern.per_row;
-    for (uint64_t r = 0; r < (uint64_t)rows; r++)
-        for (int pass = 0; pass < 2; pass++) /* set the bits, then clear them */
-            for (uint64_t unit = matrix->indptr[group]; unit < matrix->indptr[group + 1]; unit++)
-                for (uint64_t i = r * per_row; i < (r + 1) * per_row; i++) {
-                    const uint64_t slot = unit * banks + i;
-                    const uint32_t col = gspi_gs_column(matrix, slot, (int64_t)i);
-                    const uint8_t bit = (uint8_t)(1u << col % 8);
-                    if (pass == 0 && (seen[col / 8] & bit) != 0)
-                        return fail(work, GSP_ERROR_DUPLICATE, "indices", slot, col, 0);
-                    seen[col / 8] ^= bit;
-                }
+    const bool horizontal = gspi_is_horizontal(&matrix->pattern);
+    const size_t all = ((size_t)matrix->cols + banks) / 8 + 1;
+    for (uint64_t r = 0; r < (uint64_t)rows; r++) {
+        for (uint64_t unit = matrix->indptr[group]; unit < matrix->indptr[group + 1]; unit++)
+            for (uint64_t i = r * per_row; i < (r + 1) * per_row; i++) {
+                const uint64_t slot = unit * banks + i;
+                const uint64_t index = gspi_index(matrix->indices, slot, matrix->index_bytes);
+                /* Places in banks are as good as columns, and need no division. */
+                const uint64_t at = horizontal ? index * banks + i : index;
+                const uint8_t bit = (uint8_t)(1u << at % 8);
+                if ((seen[at / 8] & bit) != 0)
+                    return fail(work, GSP_ERROR_DUPLICATE, "indices", slot,
+                                gspi_gs_column(matrix, slot, (int64_t)i), 0);
+                seen[at / 8] |= bit;
+            }
+        const uint64_t units = matrix->indptr[group + 1] - matrix->indptr[group];
+        if (units * per_row > all / 16) {
+            memset(seen, 0, all);
+            continue;
+        }
+        for (uint64_t unit = matrix->indptr[group]; unit < matrix->indptr[group + 1]; unit++)
+            for (uint64_t i = r * per_row; i < (r + 1) * per_row; i++) {
+                const uint64_t index =
+                    gspi_index(matrix->indices, unit * banks + i, matrix->index_bytes);
+                seen[(horizontal ? index * banks + i : index) / 8] = 0;
+            }
+    }
     return GSP_OK;
 }
 
@@ -172,7 +193,7 @@ static gsp_status check_gs(const check *work, gsp_context *context) {
     const int64_t group_rows = gsp_group_rows(pattern), groups = gsp_groups(pattern, matrix->rows);
     if (matrix->units == 0) return GSP_OK;
     uint64_t *held = gspi_calloc(context, pattern->banks, sizeof *held);
-    uint8_t *seen = gspi_calloc(context, (size_t)matrix->cols / 8 + 1, 1);
+    uint8_t *seen = gspi_calloc(context, ((size_t)matrix->cols + pattern->banks) / 8 + 1, 1);
     gsp_status status = held != NULL && seen != NULL ? GSP_OK : GSP_ERROR_MEMORY;
     for (int64_t g = 0; g < groups && status == GSP_OK; g++) {
         const int64_t rows = gspi_min(group_rows, matrix->rows - g * group_rows);

@@ -16,32 +16,29 @@ uint64_t gspi_block_slots(const gsp_matrix *matrix, const gspi_entry *entry) {
            (uint64_t)gspi_parts(pattern, entry->form, entry->lanes) * (uint64_t)entry->lanes;
 }
 
-typedef struct {
-    const gsp_matrix *matrix;
-    gsp_plan *plan;
-} packing;
-
-static void put_in_run(void *argument, int64_t row, int64_t col, uint64_t element) {
-    const packing *p = argument;
-    const gsp_pattern *pattern = &p->matrix->pattern;
-    const gspi_entry *entry = p->plan->entry;
-    const int64_t height = pattern->block_rows, width = pattern->block_cols, lanes = entry->lanes;
-    const int64_t unit = row / height, begin = (int64_t)p->plan->start[unit];
-    const int64_t count = (int64_t)p->plan->start[unit + 1] - begin;
-    const int64_t block = (int64_t)(element / (uint64_t)(height * width)) - p->matrix->indptr[unit];
-    const int64_t in_row = row % height, in_block = col % width;
+/* The runs of one block of `rows` x `cols` elements that are inside the matrix: tables[run], and the values of part p
+ * at values + p * part. */
+static void pack_block(const gsp_matrix *matrix, const gspi_entry *entry, uint64_t block,
+                       int64_t rows, uint32_t *tables, float *values, int64_t part) {
+    const int64_t height = matrix->pattern.block_rows, width = matrix->pattern.block_cols,
+                  lanes = entry->lanes;
     const bool wide = entry->form == GSPI_WIDE;
-    const int64_t run =
-        block * (int64_t)runs_per_block(pattern, entry) + (wide ? in_block / lanes : in_block);
-    const int64_t part = wide ? in_row : in_row / lanes;
-    /* A run that would reach past x begins earlier. */
-    const int64_t from =
-        wide ? gspi_max(0, gspi_min(col - in_block % lanes, p->matrix->cols - lanes)) : col;
-    const int64_t lane = wide ? col - from : in_row % lanes;
-    p->plan->tables[begin + run] = (uint32_t)from;
-    float *values = (float *)p->plan->packed;
-    values[((begin * gspi_parts(pattern, entry->form, entry->lanes)) + part * count + run) * lanes +
-           lane] = gspi_value(p->matrix, p->matrix->dtype, element);
+    const int64_t left = (int64_t)gspi_index(matrix->indices, block, matrix->index_bytes) * width;
+    const int64_t cols = gspi_min(width, matrix->cols - left);
+    for (int64_t c = 0, run = 0; c < cols; c += wide ? lanes : 1, run++) {
+        /* A run that would reach past x begins earlier. */
+        const int64_t from =
+            wide ? gspi_max(0, gspi_min(left + c, matrix->cols - lanes)) : left + c;
+        const int64_t count = wide ? gspi_min(lanes, cols - c) : 1, shift = left + c - from;
+        tables[run] = (uint32_t)from;
+        for (int64_t r = 0; r < rows; r++) {
+            float *to =
+                values + run * lanes + (wide ? r * part + shift : r / lanes * part + r % lanes);
+            const uint64_t element = (block * (uint64_t)height + (uint64_t)r) * (uint64_t)width;
+            for (int64_t i = 0; i < count; i++)
+                to[i] = gspi_value(matrix, matrix->dtype, element + (uint64_t)(c + i));
+        }
+    }
 }
 
 gsp_status gspi_pack_blocks(gsp_plan *plan, const gsp_matrix *matrix) {
@@ -60,7 +57,19 @@ gsp_status gspi_pack_blocks(gsp_plan *plan, const gsp_matrix *matrix) {
     /* Some lanes and runs of blocks at the edge stand for nothing. */
     memset(plan->packed, 0, slots * sizeof(float));
     memset(plan->tables, 0, matrix->units * runs * sizeof *plan->tables);
-    packing p = {matrix, plan};
-    gspi_visit(matrix, 0, plan->units, put_in_run, &p);
+    const int64_t parts = gspi_parts(&matrix->pattern, plan->entry->form, plan->entry->lanes);
+    for (int64_t unit = 0; unit < plan->units; unit++) {
+        const uint64_t begin = plan->start[unit], count = plan->start[unit + 1] - begin;
+        const int64_t height = matrix->pattern.block_rows,
+                      rows = gspi_min(height, matrix->rows - unit * height);
+        float *values = (float *)plan->packed + begin * (uint64_t)(parts * plan->entry->lanes);
+        uint32_t *tables = plan->tables + begin;
+        for (uint64_t block = matrix->indptr[unit]; block < matrix->indptr[unit + 1]; block++) {
+            pack_block(matrix, plan->entry, block, rows, tables, values,
+                       (int64_t)count * plan->entry->lanes);
+            tables += runs;
+            values += runs * (uint64_t)plan->entry->lanes;
+        }
+    }
     return GSP_OK;
 }

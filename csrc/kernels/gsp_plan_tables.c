@@ -12,6 +12,7 @@
  * first, so most strips are alike, and each four of strips is laid out as is cheaper. */
 #include <string.h>
 
+#include "../format/gsp_visit.h"
 #include "gsp_plan.h"
 
 /* Strips whose quads are counted to choose a kernel: as many fours of strips, evenly spread. */
@@ -61,19 +62,27 @@ static int64_t next_window(const front *f, const windows *w) {
     return gspi_min(least - least % w->grain, w->last);
 }
 
-/* Steps that rows [first, last) of the list take together. */
-static int64_t count_steps(const gspi_rows *list, int64_t first, int64_t last, const windows *w) {
+GSPI_INLINE int64_t count_steps_of(const gspi_rows *list, int64_t first, int64_t last,
+                                   const windows *w, int64_t per_row) {
     front f = front_of(list, first, last);
     int64_t steps = 0, begin;
     while ((begin = next_window(&f, w)) != GSPI_NO_KEY) {
         const int32_t end = (int32_t)(begin + w->width);
         for (int64_t i = 0; i < f.rows; i++) {
-            for (int64_t j = 0; j < w->per_row; j++) f.at[i] += list->key[f.at[i]] < end;
+            if (per_row == 1) f.at[i] += f.next[i] < end;
+            else
+                for (int64_t j = 0; j < per_row; j++) f.at[i] += list->key[f.at[i]] < end;
             f.next[i] = list->key[f.at[i]];
         }
         steps++;
     }
     return steps;
+}
+
+/* Steps that rows [first, last) of the list take together. */
+static int64_t count_steps(const gspi_rows *list, int64_t first, int64_t last, const windows *w) {
+    return w->per_row == 1 ? count_steps_of(list, first, last, w, 1)
+                           : count_steps_of(list, first, last, w, w->per_row);
 }
 
 static int64_t strip_rows(const gspi_entry *entry, int64_t per_row) {
@@ -196,11 +205,13 @@ static slots slots_of(int64_t lanes, int64_t per_row) {
     return s;
 }
 
-/* Packs a unit into its quads; tables [steps]. */
-static void pack_steps(const gsp_plan *plan, const gspi_rows *list, const unit *u, const windows *w,
-                       bool along, const slots *s, unsigned char *quad, uint32_t *tables) {
-    const int64_t lanes = plan->entry->lanes, per_row = w->per_row;
+GSPI_INLINE void pack_steps_of(const gsp_plan *plan, const gspi_rows *list, const unit *u,
+                               const windows *w, bool along, const slots *s, unsigned char *quad,
+                               uint32_t *tables, int64_t per_row) {
+    const int64_t lanes = plan->entry->lanes;
     const size_t quad_bytes = gspi_quad_bytes(GSPI_TABLES, plan->entry->lanes);
+    const int32_t *keys = list->key;
+    const float *elements = list->values;
     const int64_t steps = (int64_t)u->quads * (along ? 4 : 1);
     front f = front_of(list, u->first, u->last);
     /* Lanes without a row are done from the start. */
@@ -221,16 +232,26 @@ static void pack_steps(const gsp_plan *plan, const gspi_rows *list, const unit *
         tables[step] = (uint32_t)begin;
         for (int64_t i = 0; i < f.rows; i++) {
             for (int64_t j = 0; j < per_row; j++) {
-                const int32_t key = list->key[f.at[i]];
-                const float value = list->values[f.at[i]];
-                const bool here = key < end;
-                words[s->byte[i * per_row + j]] = here ? (unsigned char)(key - begin) : 0;
-                values[s->value[i * per_row + j]] = here ? value : 0;
+                /* Whether a slot is used is hard to predict: masks instead of branches. */
+                const int32_t key = keys[f.at[i]];
+                const uint32_t here = key < end, mask = -here;
+                uint32_t bits;
+                memcpy(&bits, &elements[f.at[i]], sizeof bits);
+                bits &= mask;
+                words[s->byte[i * per_row + j]] = (unsigned char)((uint32_t)(key - begin) & mask);
+                memcpy(&values[s->value[i * per_row + j]], &bits, sizeof bits);
                 f.at[i] += here;
             }
-            f.next[i] = list->key[f.at[i]];
+            f.next[i] = keys[f.at[i]];
         }
     }
+}
+
+/* Packs a unit into its quads; tables [steps]. */
+static void pack_steps(const gsp_plan *plan, const gspi_rows *list, const unit *u, const windows *w,
+                       bool along, const slots *s, unsigned char *quad, uint32_t *tables) {
+    if (w->per_row == 1) pack_steps_of(plan, list, u, w, along, s, quad, tables, 1);
+    else pack_steps_of(plan, list, u, w, along, s, quad, tables, w->per_row);
 }
 
 /* Lists the units: fours of strips across, then strips along. Returns their number; *fours says how many are the
