@@ -265,7 +265,9 @@ class SparseLab:
         self.sparselab = importlib.import_module("sparselab")
 
     def prepare(self, weights: Floats) -> Any:
-        return self.sparselab.PaddedCSR.from_dense(self.torch.from_numpy(weights))
+        with warnings.catch_warnings():  # that PyTorch's CSR, which it uses, is in beta
+            warnings.simplefilter("ignore")
+            return self.sparselab.PaddedCSR.from_dense(self.torch.from_numpy(weights))
 
     def products(self, prepared: Any, x: Floats) -> list[Product]:
         columns, spmm = self.torch.from_numpy(x), self.sparselab.spmm
