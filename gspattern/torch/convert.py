@@ -45,7 +45,7 @@ def convert(
     keep_dense : "auto" or bool
         "auto" measures every layer, and keeps it dense where dense is faster (this is logged). False
         converts all; True none.
-    example_inputs : Tensor or tuple, optional
+    example_inputs : Tensor, tuple, or dict of keywords, optional
         What the model is called with, for "auto" to measure at the sizes that count. Without it, layers
         are measured with one sample.
 
@@ -65,6 +65,11 @@ def convert(
         if pruner.model is not model:
             raise ValueError("this Pruner belongs to another model")
         pruner.apply()
+        if pruner.schedule is not None and not any(map(carried, model.modules())):
+            raise ValueError(
+                f"the schedule has not begun to prune (step {pruner.steps} of {pruner.schedule.end}): "
+                "train on, calling pruner.step() after every optimizer.step()"
+            )
     chosen = _layers(model, pattern)
     if not chosen:
         raise ValueError(
@@ -92,7 +97,22 @@ def convert(
             return made[id(layer)]  # type: ignore[return-value]
         parent, _, attribute = name.rpartition(".")
         setattr(fast.get_submodule(parent), attribute, made[id(layer)])
+    _leave_fast_paths(fast)
     return fast
+
+
+def _leave_fast_paths(model: nn.Module) -> None:
+    """Have torch's transformer layers call their linear layers, which its fused kernels go around."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer) and any(
+            isinstance(child, GSLinear) for child in (module.linear1, module.linear2)
+        ):
+            # What it asks before its fused path; its activation itself stays what it is.
+            module.activation_relu_or_gelu = 0
+        elif isinstance(module, nn.TransformerEncoder) and any(
+            isinstance(child, GSLinear) for child in module.modules()
+        ):
+            module.use_nested_tensor = False
 
 
 def _layers(model: nn.Module, pattern: Patterns | None) -> dict[str, Pattern | None]:
@@ -138,7 +158,10 @@ def _record(model: nn.Module, names: list[str], example: Any) -> dict[str, torch
     try:
         model.eval()
         with torch.no_grad():
-            model(*example) if isinstance(example, tuple) else model(example)
+            if isinstance(example, Mapping):
+                model(**example)
+            else:
+                model(*example) if isinstance(example, tuple) else model(example)
     finally:
         for hook in hooks:
             hook.remove()

@@ -136,6 +136,11 @@ class GSLinear(nn.Module):
         ValueError
             If the last dimension of `x` is not K.
         """
+        if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            raise RuntimeError(
+                "GSLinear cannot be traced: a trace would hold the answer to its example as a constant; "
+                "use torch.compile, or trace the dense model"
+            )
         if torch.compiler.is_compiling():
             # A compiled model calls the kernels from between its graphs. (Nothing is imported for it before.)
             uncompiled: Callable[[torch.Tensor], torch.Tensor]

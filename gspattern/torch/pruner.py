@@ -48,6 +48,12 @@ class _Entry:
     kept: float = 1.0  # the score kept, relative to the irregular mask of the same count
     empty_rows: int = 0
 
+    def forget(self) -> None:
+        """Be as before the first mask."""
+        self.pruned = self.bits = self.saved = None
+        self.kept, self.empty_rows = 1.0, 0
+        self.target.detach()
+
 
 class Pruner:
     """Prunes the weights of a model and keeps them pruned while it trains.
@@ -89,8 +95,10 @@ class Pruner:
         See `choose_mask`.
     min_per_group : int
         Least number of bundles in every group of a GS pattern.
+    max_sparsity : float
+        With scope="global": no layer is pruned further than this, so that none is emptied.
     rewindable : bool
-        Whether to keep a copy of the whole model for `rewind()`.
+        Whether to keep a copy of the whole model for `rewind()`; it is part of `state_dict()`.
 
     Raises
     ------
@@ -123,6 +131,7 @@ class Pruner:
         *,
         method: Literal["exact", "greedy"] = "exact",
         min_per_group: int = 0,
+        max_sparsity: float = 1.0,
         rewindable: bool = True,
     ) -> None:
         if scope not in ("layer", "global"):
@@ -131,6 +140,18 @@ class Pruner:
             raise ValueError(
                 'criterion must be "magnitude" or a function of (name, parameter) that returns scores, '
                 f"got {criterion!r}"
+            )
+        if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(
+                f"optimizer must be a torch.optim.Optimizer that is made already, got {optimizer!r}"
+            )
+        if schedule is not None and not (callable(schedule) and hasattr(schedule, "end")):
+            raise TypeError(f"schedule must be None or such as cubic(start, end), got {schedule!r}")
+        if not 0 <= max_sparsity <= 1:
+            raise ValueError(f"max_sparsity must be in [0, 1], got {max_sparsity!r}")
+        if max_sparsity < 1 and scope != "global":
+            raise ValueError(
+                'max_sparsity limits the layers under scope="global"; with scope="layer" all have `sparsity`'
             )
         if scope == "global" and (method != "exact" or sparsity is None):
             raise ValueError('scope="global" needs a sparsity, and method="exact"')
@@ -142,6 +163,7 @@ class Pruner:
         self.steps = 0
         self._method = method
         self._min_per_group = min_per_group
+        self._max_sparsity = max_sparsity
         self._criterion: Criterion = magnitude if isinstance(criterion, str) else criterion
         self._finalized = False
         self._entries = self._resolve(find_targets(model, include, exclude), pattern)
@@ -151,6 +173,7 @@ class Pruner:
             )
         if min_per_group and not any(isinstance(e.pattern, GS) for e in self._entries):
             raise ValueError("min_per_group counts the bundles of GS patterns, and there is none")
+        self._check_optimizer()
         self._initial: dict[str, torch.Tensor] | None = None
         if rewindable:
             self._initial = {key: value.clone() for key, value in _tensors(model)}
@@ -318,13 +341,17 @@ class Pruner:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where the Pruner that gave `state` was; load model and optimiser too, before or after.
+        """Go on where the Pruner that gave `state` was.
+
+        Load model and optimiser too, in any order: before this Pruner is made, or before or after this call.
 
         Raises
         ------
         ValueError
-            If it is the state of other weights or other patterns.
+            If it is the state of other weights or other patterns, or of something else.
         """
+        if not isinstance(state, Mapping) or "weights" not in state:
+            raise ValueError(f"this is no state of a Pruner: {_first_words(state)}")
         weights = state["weights"]
         mine = {entry.target.name: str(entry.pattern) for entry in self._entries}
         theirs = {name: entry["pattern"] for name, entry in weights.items()}
@@ -341,8 +368,11 @@ class Pruner:
         for entry in self._entries:
             own = weights[entry.target.name]
             parameter = entry.target.parameter
-            self._unmask(entry)
+            # What the making of this Pruner dropped comes back, unless the model was loaded since then.
+            if entry.bits is not None and not _any_outside(parameter, entry.bits):
+                self._unmask(entry)
             if "mask" not in own:
+                entry.forget()
                 continue
             shape = tuple(parameter.shape)
             bits = np.unpackbits(own["mask"].cpu().numpy(), count=parameter.numel())
@@ -357,7 +387,24 @@ class Pruner:
             entry.saved = None if saved is None else saved.to(parameter.device, copy=True)
         self.apply()
 
+    def __repr__(self) -> str:
+        done = "" if self.schedule is None else f" of {self.schedule.end}"
+        return (
+            f"<Pruner of {len(self._entries)} weights to sparsity {self.sparsity}, scope {self.scope}, "
+            f"step {self.steps}{done}{', finalized' if self._finalized else ''}>"
+        )
+
     # ------------------------------------------------------------- choosing
+
+    def _check_optimizer(self) -> None:
+        """Refuse an optimiser that trains none of the weights: its state could not be masked."""
+        if self.optimizer is None:
+            return
+        trained = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        if not any(id(entry.target.parameter) in trained for entry in self._entries):
+            raise ValueError(
+                "this optimizer trains none of the weights that are pruned: give the one of this model"
+            )
 
     def _resolve(self, targets: list[Target], pattern: Patterns) -> list[_Entry]:
         """The targets with their patterns; those without one, or too small for "auto", are left out."""
@@ -420,7 +467,14 @@ class Pruner:
         if self.scope == "global":
             assert sparsity is not None
             patterns = {entry.target.name: entry.pattern for entry in self._entries}
-            selections = choose_masks(scores, patterns, sparsity, min_per_group=self._min_per_group)
+            selections = choose_masks(
+                scores,
+                patterns,
+                sparsity,
+                # On the way to a limit nothing has to stay below it.
+                max_sparsity=max(sparsity, self._max_sparsity),
+                min_per_group=self._min_per_group,
+            )
         else:
             selections = dict(self._choose_each(scores, sparsity))
         return {name: (s, kept_share(scores[name], s.mask)) for name, s in selections.items()}
@@ -467,6 +521,13 @@ class Pruner:
         for entry in self._entries:
             selection, entry.kept = selections[entry.target.name]
             self._set_mask(entry, selection.mask, selection.row_order)
+            if selection.score == 0 or not selection.mask.any():
+                logger.warning(
+                    "%s keeps nothing at sparsity %.4f: exclude it%s",
+                    entry.target.name,
+                    selection.sparsity,
+                    ", or set max_sparsity" if self.scope == "global" else " or lower the sparsity",
+                )
 
     def _set_mask(
         self,
@@ -535,6 +596,16 @@ def _and(tensor: torch.Tensor, bits: torch.Tensor) -> None:
     """Put 0 where `bits` is 0, in place. A mask over bits is as fast as memory, and it leaves neither NaN nor -0."""
     integers = INTEGERS[tensor.element_size()]
     tensor.detach().view(integers).bitwise_and_(bits.to(tensor.device, integers))
+
+
+def _any_outside(parameter: torch.Tensor, bits: torch.Tensor) -> bool:
+    """Whether a weight outside a mask is not 0."""
+    return bool((parameter.detach()[bits.to(parameter.device) == 0] != 0).any())
+
+
+def _first_words(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _matrix(tensor: torch.Tensor) -> npt.NDArray[Any]:

@@ -64,6 +64,15 @@ class Target:
             # A new dict each time: a copy of the model never shares it.
             setattr(module, ATTRIBUTE, {**carried(module), attribute: pruned})
 
+    def detach(self) -> None:
+        """Take the note from every owner."""
+        for module, attribute in self.owners:
+            left = {key: value for key, value in carried(module).items() if key != attribute}
+            if left:
+                setattr(module, ATTRIBUTE, left)
+            else:
+                module.__dict__.pop(ATTRIBUTE, None)
+
 
 def carried(module: nn.Module) -> dict[str, PrunedWeight]:
     """What `module` carries of its pruned weights, by their names in the module; empty if nothing."""
@@ -91,8 +100,9 @@ def find_targets(
     ----------
     include, exclude : sequence of str, optional
         Names of layers or parameters, or globs; "*" is every prunable layer, `exclude` wins. Without
-        `include` all are pruned but weights shared with an embedding and the last Linear: it is small,
-        and it decides most. (A model that is itself one Linear is pruned.)
+        `include` all are pruned but weights shared with an embedding, subclasses of Linear (the output of
+        torch's attention is one; `convert` leaves them dense) and the last Linear: it is small, and it
+        decides most. (A model that is itself one Linear is pruned.)
 
     Raises
     ------
@@ -130,6 +140,9 @@ def find_targets(
             reason = "" if any(matches(name, glob) for glob in include) else "not included"
         elif id(parameter) in embedded:
             reason = "shared with an embedding; include it by name to prune it"
+        elif type(owners[id(parameter)][0][0]) not in PRUNABLE:
+            kind = type(owners[id(parameter)][0][0]).__name__
+            reason = f"{kind} uses its weight in a way of its own; include it by name to prune it"
         elif parameter is last_linear and not isinstance(model, nn.Linear):
             reason = "the last Linear; include it by name to prune it"
         else:
