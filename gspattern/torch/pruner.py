@@ -100,6 +100,11 @@ class Pruner:
     rewindable : bool
         Whether to keep a copy of the whole model for `rewind()`; it is part of `state_dict()`.
 
+    Notes
+    -----
+    With DistributedDataParallel, wrap the model first and make the Pruner of every rank from the wrapped one:
+    then all start from the same weights, and the same weights give the same masks.
+
     Raises
     ------
     PatternError
