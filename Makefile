@@ -25,7 +25,7 @@ FORMATTED := $(filter %.c %.h,$(C_FILES)) $(wildcard tests/*/*.[ch] examples/*/*
 
 .PHONY: help
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 # ------------------------------------------------------------------- set-up
 

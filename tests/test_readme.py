@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -33,6 +34,23 @@ def test_examples_run(code: str, tmp_path: Path) -> None:
 
 def test_the_first_example_is_short() -> None:
     assert len([line for line in EXAMPLES[0].splitlines() if line]) == 8
+
+
+def test_targets_are_in_the_menu() -> None:
+    inherited = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")  # they would change what make prints
+    menu = subprocess.run(
+        ["make", "-s", "help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={name: value for name, value in os.environ.items() if name not in inherited},
+    ).stdout
+    lines = [re.fullmatch(r"  (make [a-z-]+ {2,})(\S.*)", line) for line in menu.splitlines()]
+    assert all(lines)
+    assert len({len(line[1]) for line in lines}) == 1  # in columns
+    targets = {line[1].strip() for line in lines}
+    assert targets >= {f"make {name}" for name in re.findall(r"(?:    |`)make ([a-z-]+)", README)}
 
 
 def test_links_lead_somewhere() -> None:

@@ -6,11 +6,11 @@
  *             for lane in 0 .. 15:                   sum[lane] += value[step][lane] * table[position[step][lane]]
  *         y[rows of the strip] = sum
  *
- * A step is one nonzero of each row, all from one window of x; rows that have none there hold a zero. x [samples][cols],
- * y [rows] with any distances; the plan owns the steps, packed in quads of four: 16 words with a byte of position for
- * each step, then 4 x 16 floats. The four steps belong to four neighbouring strips and share a table, or they follow
- * one another in one strip, each with its table. Several samples have tables and sums of their own and share what a
- * step holds. Nothing branches on the number of nonzeros inside: there is one loop per unit.
+ * A step is one nonzero of each row, all from one window of x; rows that have none there hold a zero. x
+ * [samples][cols], y [rows] with any distances; the plan owns the steps, packed in quads of four: 16 words with a
+ * byte of position for each step, then 4 x 16 floats. The four steps belong to four neighbouring strips and share a
+ * table, or they follow one another in one strip, each with its table. Several samples have tables and sums of their
+ * own and share what a step holds. Nothing branches on the number of nonzeros inside: there is one loop per unit.
  *
  * VPERMI2PS looks 16 positions up in two registers and reads no more than the low five bits of each, so that the
  * bytes of a word become positions by a shift: 1 a cycle on Intel, 2 on AMD Zen 5. Width 64 takes two of them and a

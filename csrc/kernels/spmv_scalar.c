@@ -3,8 +3,8 @@
  *     for every row of the groups:            y[row] = 0
  *     for every element that they store:      y[row] += value * x[col]
  *
- * One sample after the other, with any strides. float64 accumulates in double, all others in float, in stored order; int8 values are
- * multiplied as they are, since their scales belong to rows and are applied to the sums. */
+ * One sample after the other, with any strides. float64 accumulates in double, all others in float, in stored order;
+ * int8 values are multiplied as they are, since their scales belong to rows and are applied to the sums. */
 #include "../format/gsp_visit.h"
 #include "gsp_kernels.h"
 
