@@ -371,8 +371,10 @@ def test_out(backend):
         with pytest.raises(ValueError, match="out must be C-contiguous"):
             plans.linear(sample, x, out=np.zeros((33, 5), np.float32).T)
         out.flags.writeable = False
-        with pytest.raises(ValueError, match="out must be writeable"):
+        with pytest.raises(ValueError, match="out must be writeable, got a read-only array"):
             plans.linear(sample, x, out=out)
+        with pytest.raises(ValueError, match="out must be writeable, got a read-only array"):
+            plans.linear(sample, x, out=np.broadcast_to(out[:1], (5, 33)))
 
 
 # --------------------------------------------------------------------- plans

@@ -66,12 +66,12 @@ PyArrayObject *gsp_py_array(PyObject *object, int typenum, int ndim, const char 
 }
 
 PyArrayObject *gsp_py_output(PyObject *object, int typenum, int ndim, const char *name) {
-    PyArrayObject *array = gsp_py_array(object, typenum, ndim, name);
-    if (array != NULL && !PyArray_ISWRITEABLE(array)) {
-        PyErr_Format(PyExc_ValueError, "%s must be writeable", name);
+    /* First: a view that NumPy made read-only often has odd strides as well, and a copy of it is no remedy. */
+    if (PyArray_Check(object) && !PyArray_ISWRITEABLE((PyArrayObject *)object)) {
+        PyErr_Format(PyExc_ValueError, "%s must be writeable, got a read-only array", name);
         return NULL;
     }
-    return array;
+    return gsp_py_array(object, typenum, ndim, name);
 }
 
 int gsp_py_pattern(PyObject *object, void *result) {
