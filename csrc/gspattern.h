@@ -265,7 +265,7 @@ typedef struct gsp_plan gsp_plan;
 typedef struct gsp_plan_info {
     const char *kernel;
     gsp_backend backend; /* that of the kernel: at most the one asked for */
-    int columns; /* 1: x and y are contiguous along the samples; 0: best along cols and rows */
+    int columns; /* 1: for many samples, best adjacent; 0: x and y are best along cols and rows */
     int strided; /* 0: x must be contiguous along cols; 1: along either */
     uint64_t bytes; /* held by the plan */
     uint64_t entries; /* elements that the matrix stores */
@@ -292,6 +292,7 @@ typedef enum gsp_activation {
     GSP_TANH = 3,
     GSP_GELU = 4, /* x * Phi(x) by erf, not its tanh approximation */
     GSP_SILU = 5,
+    GSP_CLAMP = 6, /* to low at least and high at most; a NaN stays one */
 } gsp_activation;
 
 /* What happens to W x: y = activation(W x + bias + residual). Zero-initialised: nothing. */
@@ -299,6 +300,7 @@ typedef struct gsp_epilogue {
     const void *bias; /* rows, or NULL */
     const void *residual; /* laid out as y, or NULL; must not overlap y */
     gsp_activation activation;
+    double low, high; /* GSP_CLAMP; low <= high */
 } gsp_epilogue;
 
 /* Where x and y lie, in elements: x[col * x_col + sample * x_sample], y[row * y_row + sample *
@@ -309,11 +311,12 @@ typedef struct gsp_strides {
 
 /* y = activation(W x + bias + residual) for `samples` vectors. x, y, bias and residual are
  * double for a float64 matrix and float for all others. A plan for columns (gsp_plan_describe)
- * needs x_sample = y_sample = 1, one that is not strided x_col = 1: GSP_ERROR_SHAPE otherwise, as
- * for an unknown activation. strides NULL: x and y contiguous along the samples with a plan for
- * columns, else along cols and rows. y must not overlap x. Neither allocates nor fails once the
- * arguments are right. With a plan that is not for columns, an infinite or NaN entry of x may make
- * NaN of rows of its sample that do not use it, as in a dense product. */
+ * needs one of x_col and x_sample to be 1, and one of y_row and y_sample; one that is not strided
+ * needs x_col = 1: GSP_ERROR_SHAPE otherwise, as for an unknown activation or low > high. strides
+ * NULL: x and y contiguous along the samples with a plan for columns, else along cols and rows. y
+ * must not overlap x. Neither allocates nor fails once the arguments are right. Up to 400 KiB of
+ * the stack are used. But for scalar kernels, an infinite or NaN entry of x may make NaN of rows
+ * of its sample that do not use it, as in a dense product. */
 GSP_API gsp_status gsp_multiply(const gsp_plan *plan, const void *x, int64_t samples,
                                 const gsp_strides *strides, void *y, const gsp_epilogue *epilogue);
 

@@ -69,7 +69,7 @@ class Plan:
         self,
         x: npt.NDArray[Any],
         bias: npt.NDArray[Any] | None,
-        activation: int,
+        activation: int | tuple[int, float, float],
         residual: npt.NDArray[Any] | None,
         out: npt.NDArray[Any] | None,
         /,

@@ -433,7 +433,10 @@ def _own_products(matrix: Matrix, x: Floats) -> list[tuple[Product, plans.Plan]]
     out = np.empty((x.shape[1], matrix.shape[0]), np.float32)
     return [
         (Product("columns", lambda: matrix @ x, lambda y: y), matrix.plan(x.shape[1])),
-        (Product("rows", lambda: matrix.linear(rows, out=out), lambda y: y.T), matrix.plan()),
+        (
+            Product("rows", lambda: matrix.linear(rows, out=out), lambda y: y.T),
+            plans.plan_for_samples(matrix, len(rows)),
+        ),
     ]
 
 

@@ -30,7 +30,7 @@ from gspattern.patterns import (
 )
 
 if TYPE_CHECKING:
-    from gspattern.plans import Plan
+    from gspattern.plans import Activation, Plan
 
 __all__ = [
     "BlockMatrix",
@@ -556,7 +556,7 @@ class Matrix:
         self,
         x: npt.ArrayLike,
         bias: npt.ArrayLike | None = None,
-        activation: str | None = None,
+        activation: Activation = None,
         residual: npt.ArrayLike | None = None,
         out: Array | None = None,
     ) -> Array:
@@ -568,8 +568,8 @@ class Matrix:
             [..., K].
         bias : array_like, optional
             [M].
-        activation : str, optional
-            Its name, such as "relu".
+        activation : str or tuple, optional
+            Its name, such as "relu", or ("clamp", low, high).
         residual, out : ndarray, optional
             [..., M].
 

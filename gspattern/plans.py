@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import operator
 import os
 import platform
@@ -50,6 +51,8 @@ _MANY_COLUMNS = 9
 
 # In the order of gsp_activation.
 ACTIVATIONS = ("none", "relu", "sigmoid", "tanh", "gelu", "silu")
+_CLAMP = len(ACTIVATIONS)
+Activation = str | tuple[str, float, float] | None
 _ACTIVATION_NUMBERS: dict[str | None, int] = {name: i for i, name in enumerate(ACTIVATIONS)}
 _ACTIVATION_NUMBERS[None] = 0
 
@@ -230,8 +233,8 @@ def plan_for(matrix: Matrix, n: int = 1) -> Plan:
     ----------
     matrix : Matrix
     n : int
-        1 for a vector or for batch-major samples of any number (`linear`), else columns (``m @ x``); up to 8
-        columns have the plan for one.
+        Columns of x (``m @ x``), or samples (`linear`). Up to 8 have the plan for one; it serves any number of
+        samples, if more slowly.
 
     Returns
     -------
@@ -251,13 +254,23 @@ def plan_for(matrix: Matrix, n: int = 1) -> Plan:
         few = plan_for(matrix)
         if few.strided:
             return few
-    key = (_chosen.get(), n != 1)
+    # Plans for columns are made for tiles of 16, 32, 48 or 64 of them, and serve any number.
+    key = (_chosen.get(), 0 if n == 1 else max(1, min(-(-n // 16), 4)))
     plan: Plan | None = matrix._plans.get(key)
     if plan is None:
         _read_threads()
         plan = _core.plan(matrix.core(), backend(), min(n, 2**31))
         matrix._plans[key] = plan
     return plan
+
+
+def plan_for_samples(matrix: Matrix, samples: int) -> Plan:
+    """Give the plan for so many samples that lie one after the other, as `linear` takes them.
+
+    Scalar kernels go through such samples one by one.
+    """
+    many = samples >= _MANY_COLUMNS and matrix.dtype != _FLOAT64 and backend() != "scalar"
+    return plan_for(matrix, samples if many else 1)
 
 
 def _operand(x: npt.ArrayLike, dtype: np.dtype[Any], name: str) -> Array:
@@ -309,8 +322,8 @@ def multiply(matrix: Matrix, x: npt.ArrayLike) -> Array:
 
     Notes
     -----
-    Kernels for a vector pad rows with zeros, and 0 times an infinite or NaN entry of x is NaN: rows that do
-    not use the entry may get one, as they do in a dense product. The scalar backend never pads.
+    Kernels pad rows with zeros, and 0 times an infinite or NaN entry of x is NaN: rows that do not use the
+    entry may get one in its column, as they do in a dense product. The scalar backend never pads.
     """
     if type(x) is np.ndarray and x.ndim == 1:  # the way of most calls, kept short
         plan: Plan | None = matrix._plans.get((_chosen.get(), False))
@@ -326,17 +339,24 @@ def multiply(matrix: Matrix, x: npt.ArrayLike) -> Array:
         return plan_for(matrix).multiply(np.ascontiguousarray(array))
     y: Array
     if array.flags.f_contiguous:
-        y = plan_for(matrix).linear(array.T, None, 0, None, None).T
+        y = plan_for_samples(matrix, array.shape[1]).linear(array.T, None, 0, None, None).T
     else:
         y = plan_for(matrix, array.shape[1]).multiply(np.ascontiguousarray(array))
     return y
+
+
+def _clamp(activation: object) -> tuple[int, float, float] | None:
+    match activation:
+        case ("clamp", int() | float() | np.number() as low, int() | float() | np.number() as high):
+            return (_CLAMP, float(low), float(high)) if low <= high else None
+    return None
 
 
 def linear(
     matrix: Matrix,
     x: npt.ArrayLike,
     bias: npt.ArrayLike | None = None,
-    activation: str | None = None,
+    activation: Activation = None,
     residual: npt.ArrayLike | None = None,
     out: Array | None = None,
 ) -> Array:
@@ -351,8 +371,8 @@ def linear(
         not C-contiguous is copied once.
     bias : array_like, optional
         [M].
-    activation : str, optional
-        "relu", "sigmoid", "tanh", "gelu" (by erf), "silu" or "none".
+    activation : str or tuple, optional
+        "relu", "sigmoid", "tanh", "gelu" (by erf), "silu" or "none"; or ("clamp", low, high), low <= high.
     residual : array_like, optional
         [..., M], added before the activation.
     out : ndarray, optional
@@ -374,10 +394,15 @@ def linear(
     -----
     An infinite or NaN entry of x may make NaN of outputs of its own sample that do not use it: see `multiply`.
     """
-    named = activation is None or isinstance(activation, str)
-    number = _ACTIVATION_NUMBERS.get(activation) if named else None
+    number: int | tuple[int, float, float] | None
+    if activation is None or isinstance(activation, str):
+        number = _ACTIVATION_NUMBERS.get(activation)
+    else:
+        number = _clamp(activation)
     if number is None:
-        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+        raise ValueError(
+            f"activation must be one of {', '.join(ACTIVATIONS)} or ('clamp', low, high), got {activation!r}"
+        )
     dtype = _dtype_of(matrix)
     plan: Plan | None = matrix._plans.get((_chosen.get(), False))
     array: Array
@@ -395,4 +420,6 @@ def linear(
         bias = np.ascontiguousarray(_operand(bias, dtype, "bias"))
     if residual is not None:
         residual = np.ascontiguousarray(_operand(residual, dtype, "residual"))
-    return (plan or plan_for(matrix)).linear(array, bias, number, residual, out)
+    if plan is None or array.size >= _MANY_COLUMNS * array.shape[-1]:
+        plan = plan_for_samples(matrix, math.prod(array.shape[:-1]))
+    return plan.linear(array, bias, number, residual, out)

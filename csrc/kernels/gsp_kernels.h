@@ -7,7 +7,8 @@
 /* How a plan lays a matrix out. */
 typedef enum gspi_form {
     GSPI_STORED, /* the arrays of the format, copied */
-    GSPI_ROWS, /* rows of columns and floats */
+    GSPI_FOURS, /* blocks of columns; strips of four rows, each with columns of its own */
+    GSPI_STACKS, /* blocks of columns; strips of four rows of a block pattern, which share their columns */
     GSPI_GATHER, /* strips of rows; quads of steps with 32-bit columns */
     GSPI_TABLES, /* register tables: quads of four strips of rows, or of four steps of one strip */
     GSPI_WIDE, /* blocks cut into runs of `lanes` columns of one row */
@@ -16,13 +17,15 @@ typedef enum gspi_form {
 
 typedef enum gspi_op { GSPI_SPMV, GSPI_SPMM } gspi_op;
 
-/* One product: x[col * x_col + sample * x_sample], y[row * y_row + sample * y_sample]. For SpMM, samples are adjacent
- * (x_sample = y_sample = 1). For SpMV, x_col = 1 in all forms but GSPI_STORED. */
+/* One product: x[col * x_col + sample * x_sample], y[row * y_row + sample * y_sample]. For SpMV, x_col = 1 in all forms
+ * but GSPI_STORED. For SpMM, one of x_col and x_sample is 1, and one of y_row and y_sample. */
 typedef struct gspi_product {
     const void *x;
     void *y;
     int64_t samples;
     int64_t x_col, x_sample, y_row, y_sample;
+    const gsp_epilogue
+        *epilogue; /* SpMM: residual lies as y does; kernels of stored arrays leave it to others */
 } gspi_product;
 
 /* Does the units [first, last) of the plan's work. */
@@ -38,7 +41,7 @@ typedef struct gspi_entry {
     uint32_t dtypes, kinds; /* bit sets of gsp_dtype and gsp_kind */
     gspi_form form;
     int lanes; /* rows of a strip */
-    int width; /* entries of a register table */
+    int width; /* entries of a register table; GSPI_FOURS, GSPI_STACKS: KiB of the tile of x */
     float cost; /* of 64 slots; measured, only ratios within one backend count */
 } gspi_entry;
 
@@ -58,7 +61,6 @@ struct gsp_plan {
      *   GSPI_TABLES: a quad: `lanes` words, each the table positions of four slots in four bytes, then 4 x lanes
      *       floats. Of the first `fours` units each is four strips, and tables[item] says where the table of a quad
      *       begins in x. The others are one strip each, their quads four steps, with four tables.
-     *   GSPI_ROWS: an element: a float, and its column in tables
      *   GSPI_GATHER: a quad: 4 x lanes columns, then 4 x lanes floats
      *   GSPI_WIDE, GSPI_TALL: a run: `lanes` floats for each part of the row of blocks, in packed[unit][part][run];
      *       a part is a row, or `lanes` rows; tables[item] is where the run begins in x */
@@ -73,6 +75,12 @@ struct gsp_plan {
      * of bank b is at b * bank_stride + i. */
     int64_t x_size, bank_stride;
     bool align_x; /* tables are loaded faster if x is aligned to 64 bytes */
+
+    /* GSPI_FOURS, GSPI_STACKS: units of GSPI_UNIT_ROWS rows, and `blocks` blocks of block_cols columns, of which a
+     * kernel copies up to x_stride bytes each to a tile. start[unit * blocks + block] is the byte of packed where
+     * the strips of that block of the unit begin: a gspi_strip, then its steps. */
+    int64_t blocks, block_cols;
+    uint32_t x_stride;
 };
 
 /* GSPI_TABLES: where the tables of an item begin. */
@@ -80,6 +88,28 @@ static inline uint64_t gspi_table_of(const gsp_plan *plan, uint64_t item) {
     const uint64_t along = plan->start[plan->fours];
     return item < along ? item : along + 4 * (item - along);
 }
+
+#define GSPI_UNIT_ROWS 128
+#define GSPI_TILE_VECTORS 4 /* of 64 bytes; so x_stride is at most 256, and positions fit 16 bits */
+#define GSPI_MOST_BLOCK_COLS 256
+
+/* Steps of four rows, which lie `rows` bytes into the sums of their unit. */
+typedef struct gspi_strip {
+    uint32_t steps;
+    uint16_t rows[4];
+    uint32_t unused;
+} gspi_strip;
+
+/* One element of each row, and the byte of the tile where its column of x begins. GSPI_STACKS: the first of the four
+ * holds for all. */
+typedef struct gspi_step {
+    float values[4];
+    uint16_t at[4];
+} gspi_step;
+
+/* The second half of gsp_plan_create for SpMM: lays the matrix out for the backend's cheapest kernel and n columns. */
+gsp_status gspi_plan_fours(gsp_plan *plan, const gsp_matrix *matrix, gsp_backend backend,
+                           int64_t n);
 
 /* Bytes of one quad. */
 static inline size_t gspi_quad_bytes(gspi_form form, int lanes) {
@@ -97,6 +127,15 @@ static inline int64_t gspi_parts(const gsp_pattern *pattern, gspi_form form, int
 #define GSPI_MAX_COPY 32768
 /* Columns of x from which SpMM pays. */
 #define GSPI_MANY_COLUMNS 9
+
+/* y[i] = activation(scale * y[i] + bias + residual[i]) for `count` sums that lie one after the other, from `row` on:
+ * all of that row (step 0), or of neighbouring rows (step 1). residual may be NULL. */
+void gspi_finish(const gsp_plan *plan, void *y, int64_t count, int64_t row, int64_t step,
+                 const void *residual, const gsp_epilogue *epilogue);
+void gspi_f32_finish__avx512(float *y, int64_t count, const float *scales, const float *bias,
+                             int64_t step, const float *residual, const gsp_epilogue *epilogue);
+void gspi_f32_finish__avx2(float *y, int64_t count, const float *scales, const float *bias,
+                           int64_t step, const float *residual, const gsp_epilogue *epilogue);
 
 #define GSP_KERNEL(function, ...) gspi_kernel function;
 #include "kernels.inc"

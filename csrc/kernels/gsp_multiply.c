@@ -1,7 +1,6 @@
 /* One product: brings x into the order that the plan wants, runs the kernel, finishes y. Work is shared among threads
  * by rows or by samples, and every element of y is summed by one thread in one order, so results do not depend on
  * how many there are. */
-#include <math.h>
 #include <string.h>
 
 #include "gsp_kernels.h"
@@ -26,63 +25,6 @@ typedef struct {
     int64_t parts; /* items of parallel work, in units or groups of samples */
     int64_t groups; /* of samples that the kernel takes at once */
 } task;
-
-/* ----------------------------------------------------------------- finish */
-
-/* y[i] = activation(scales[i * step] * y[i] + bias[i * step] + residual[i]), along one row (step 0) or over the rows
- * of one sample (step 1). NULL scales, bias or residual do nothing. */
-#define FINISH(name, type, exp_, tanh_, erf_)                                                      \
-    static void finish_##name(type *y, int64_t count, const float *scales, const type *bias,       \
-                              int64_t step, const type *residual, gsp_activation activation) {     \
-        if (scales != NULL)                                                                        \
-            for (int64_t i = 0; i < count; i++) y[i] *= scales[i * step];                          \
-        if (bias != NULL)                                                                          \
-            for (int64_t i = 0; i < count; i++) y[i] += bias[i * step];                            \
-        if (residual != NULL)                                                                      \
-            for (int64_t i = 0; i < count; i++) y[i] += residual[i];                               \
-        switch (activation) {                                                                      \
-        case GSP_NONE: break;                                                                      \
-        case GSP_RELU: /* a NaN stays one */                                                       \
-            for (int64_t i = 0; i < count; i++) y[i] = y[i] < 0 ? 0 : y[i];                        \
-            break;                                                                                 \
-        case GSP_SIGMOID:                                                                          \
-            for (int64_t i = 0; i < count; i++) y[i] = 1 / (1 + exp_(-y[i]));                      \
-            break;                                                                                 \
-        case GSP_TANH:                                                                             \
-            for (int64_t i = 0; i < count; i++) y[i] = tanh_(y[i]);                                \
-            break;                                                                                 \
-        case GSP_GELU:                                                                             \
-            for (int64_t i = 0; i < count; i++)                                                    \
-                y[i] = (type)0.5 * y[i] * (1 + erf_(y[i] * (type)0.70710678118654752440));         \
-            break;                                                                                 \
-        case GSP_SILU:                                                                             \
-            for (int64_t i = 0; i < count; i++) y[i] = y[i] / (1 + exp_(-y[i]));                   \
-            break;                                                                                 \
-        }                                                                                          \
-    }
-
-FINISH(f64, double, exp, tanh, erf)
-FINISH(f32, float, expf, tanhf, erff)
-
-static void finish(const task *t, char *y, int64_t count, int64_t row, int64_t step,
-                   const char *residual) {
-    const gsp_epilogue *epilogue = &t->epilogue;
-    const float *scales = t->plan->matrix.scales;
-    const char *bias = epilogue->bias;
-    if (scales != NULL) scales += row;
-    if (bias != NULL) bias += (size_t)row * t->size;
-    if (t->size == sizeof(double))
-        finish_f64((double *)y, count, scales, (const double *)bias, step, (const double *)residual,
-                   epilogue->activation);
-    else
-        finish_f32((float *)y, count, scales, (const float *)bias, step, (const float *)residual,
-                   epilogue->activation);
-}
-
-static bool needs_finish(const task *t) {
-    return t->plan->matrix.scales != NULL || t->epilogue.bias != NULL ||
-           t->epilogue.residual != NULL || t->epilogue.activation != GSP_NONE;
-}
 
 static const char *residual_at(const task *t, int64_t row, int64_t sample) {
     if (t->epilogue.residual == NULL) return NULL;
@@ -210,19 +152,24 @@ static void multiply_group(const task *t, int64_t group, bool threads) {
                                   s->x_col,
                                   s->x_sample,
                                   s->y_row,
-                                  s->y_sample};
+                                  s->y_sample,
+                                  NULL};
     if (should_copy(t)) run_copied(t, product, threads);
     else run_kernel(t, &product, threads);
-    if (!needs_finish(t)) return;
-    for (int64_t sample = first; sample < last; sample++) {
-        if (s->y_row == 1) {
-            finish(t, t->y + sample * s->y_sample * size, rows, 0, 1, residual_at(t, 0, sample));
-            continue;
-        }
+    if (s->y_row == 1)
+        for (int64_t sample = first; sample < last; sample++)
+            gspi_finish(t->plan, t->y + sample * s->y_sample * size, rows, 0, 1,
+                        residual_at(t, 0, sample), &t->epilogue);
+    else if (s->y_sample == 1)
         for (int64_t row = 0; row < rows; row++)
-            finish(t, t->y + (row * s->y_row + sample * s->y_sample) * size, 1, row, 0,
-                   residual_at(t, row, sample));
-    }
+            gspi_finish(t->plan, t->y + (row * s->y_row + first) * size, last - first, row, 0,
+                        residual_at(t, row, first), &t->epilogue);
+    else
+        for (int64_t i = 0; i < rows * (last - first); i++) {
+            const int64_t row = i / (last - first), sample = first + i % (last - first);
+            gspi_finish(t->plan, t->y + (row * s->y_row + sample * s->y_sample) * size, 1, row, 0,
+                        residual_at(t, row, sample), &t->epilogue);
+        }
 }
 
 static gsp_status run_groups(void *argument, int64_t item, int worker) {
@@ -232,6 +179,66 @@ static gsp_status run_groups(void *argument, int64_t item, int worker) {
          group++)
         multiply_group(t, group, false);
     return GSP_OK;
+}
+
+/* ---------------------------------------------------------------- columns */
+
+/* SpMM of `samples` samples from `sample` on, and the units [first, last). */
+static void multiply_columns(const task *t, int64_t sample, int64_t samples, int64_t first,
+                             int64_t last) {
+    const gsp_plan *plan = t->plan;
+    const gsp_strides *strides = &t->strides;
+    const int64_t size = (int64_t)t->size;
+    gsp_epilogue epilogue = t->epilogue;
+    epilogue.residual = residual_at(t, 0, sample);
+    const gspi_product product = {.x = t->x + sample * strides->x_sample * size,
+                                  .y = t->y + sample * strides->y_sample * size,
+                                  .samples = samples,
+                                  .x_col = strides->x_col,
+                                  .y_row = strides->y_row,
+                                  .x_sample = strides->x_sample,
+                                  .y_sample = strides->y_sample,
+                                  .epilogue = &epilogue};
+    plan->entry->kernel(plan, &product, first, last);
+    if (plan->entry->form != GSPI_STORED) return; /* the others finish what they store */
+    if (strides->y_sample == 1)
+        for (int64_t row = 0; row < plan->matrix.rows; row++)
+            gspi_finish(plan, t->y + (row * strides->y_row + sample) * size, samples, row, 0,
+                        residual_at(t, row, sample), &t->epilogue);
+    else
+        for (int64_t s = sample; s < sample + samples; s++)
+            gspi_finish(plan, t->y + s * strides->y_sample * size, plan->matrix.rows, 0, 1,
+                        residual_at(t, 0, s), &t->epilogue);
+}
+
+typedef struct {
+    const task *t;
+    int64_t tile, tiles; /* samples of a tile */
+    int64_t row_parts, sample_parts;
+} column_work;
+
+static gsp_status run_columns(void *argument, int64_t item, int worker) {
+    (void)worker;
+    const column_work *work = argument;
+    const int64_t part = item % work->row_parts, units = work->t->plan->units;
+    const int64_t across = item / work->row_parts;
+    const int64_t sample = across * work->tiles / work->sample_parts * work->tile;
+    const int64_t end = (across + 1) * work->tiles / work->sample_parts * work->tile;
+    multiply_columns(work->t, sample, gspi_min(end, work->t->samples) - sample,
+                     part * units / work->row_parts, (part + 1) * units / work->row_parts);
+    return GSP_OK;
+}
+
+/* Shares tiles of samples first, since each takes its x from memory once; then rows. */
+static void share_columns(const task *t, int64_t workers) {
+    const gsp_plan *plan = t->plan;
+    const bool stored = plan->entry->form == GSPI_STORED; /* whose rows are finished together */
+    column_work work = {.t = t, .tile = stored ? 16 : plan->x_stride / (int64_t)sizeof(float)};
+    work.tiles = gspi_ceil_div(t->samples, work.tile);
+    work.sample_parts = gspi_min(work.tiles, GSPI_PARTS * workers);
+    work.row_parts =
+        stored ? 1 : gspi_min(plan->units, gspi_ceil_div(GSPI_PARTS * workers, work.sample_parts));
+    (void)gspi_parallel(plan->context, work.row_parts * work.sample_parts, run_columns, &work);
 }
 
 /* --------------------------------------------------------------- multiply */
@@ -250,10 +257,15 @@ gsp_status gsp_multiply(const gsp_plan *plan, const void *x, int64_t samples,
     if (strides != NULL) t.strides = *strides;
     if (epilogue != NULL) t.epilogue = *epilogue;
     GSP_CHECK(samples >= 0, GSP_ERROR_SHAPE);
-    GSP_CHECK(t.epilogue.activation >= GSP_NONE && t.epilogue.activation <= GSP_SILU,
+    GSP_CHECK(t.epilogue.activation >= GSP_NONE && t.epilogue.activation <= GSP_CLAMP,
+              GSP_ERROR_SHAPE);
+    GSP_CHECK(t.epilogue.activation != GSP_CLAMP || t.epilogue.low <= t.epilogue.high,
               GSP_ERROR_SHAPE);
     if (samples == 0 || rows == 0) return GSP_OK;
-    if (columns) GSP_CHECK(t.strides.x_sample == 1 && t.strides.y_sample == 1, GSP_ERROR_SHAPE);
+    if (columns)
+        GSP_CHECK((t.strides.x_col == 1 || t.strides.x_sample == 1) &&
+                      (t.strides.y_row == 1 || t.strides.y_sample == 1),
+                  GSP_ERROR_SHAPE);
     else GSP_CHECK(!must_copy(&t) || cols <= GSPI_MAX_COPY, GSP_ERROR_SHAPE);
 
     const uint64_t least =
@@ -264,11 +276,8 @@ gsp_status gsp_multiply(const gsp_plan *plan, const void *x, int64_t samples,
                           gspi_is_busy(plan->context));
     t.parts = gspi_min(GSPI_PARTS * workers, plan->units);
     if (columns) {
-        const gspi_product product = {x, y, samples, t.strides.x_col, 1, t.strides.y_row, 1};
-        run_kernel(&t, &product, threads);
-        for (int64_t row = 0; row < rows && needs_finish(&t); row++)
-            finish(&t, t.y + row * t.strides.y_row * (int64_t)t.size, samples, row, 0,
-                   residual_at(&t, row, 0));
+        if (threads) share_columns(&t, workers);
+        else multiply_columns(&t, 0, samples, 0, plan->units);
         return GSP_OK;
     }
     t.groups = gspi_ceil_div(samples, group_size(&t));

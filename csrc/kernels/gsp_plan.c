@@ -29,28 +29,6 @@ static gsp_status own(gsp_plan *plan, const void *array, size_t bytes, void *cop
     return GSP_OK;
 }
 
-/* Rows as they are decoded; there is nothing to choose. */
-static gsp_status lay_out_rows(gsp_plan *plan, const gsp_matrix *matrix) {
-    gspi_rows list = {0};
-    GSP_TRY(gspi_decode_rows(plan->context, matrix, NULL, 0, &list));
-    plan->units = matrix->rows;
-    plan->entries = plan->slots = list.entries;
-    plan->start = gspi_plan_alloc(plan, (uint64_t)matrix->rows + 1, sizeof *plan->start);
-    plan->tables = gspi_plan_alloc(plan, list.entries, sizeof *plan->tables);
-    plan->packed = gspi_plan_alloc(plan, list.entries, sizeof(float));
-    const bool made = plan->start != NULL && plan->tables != NULL && plan->packed != NULL;
-    if (made) plan->start[0] = 0;
-    for (int64_t row = 0; made && row < matrix->rows; row++) {
-        const uint64_t from = list.start[row], count = list.start[row + 1] - from - 1,
-                       to = plan->start[row];
-        plan->start[row + 1] = to + count;
-        memcpy(plan->tables + to, list.key + from, count * sizeof *list.key);
-        memcpy((float *)plan->packed + to, list.values + from, count * sizeof *list.values);
-    }
-    gspi_free_rows(plan->context, &list);
-    return made ? GSP_OK : GSP_ERROR_MEMORY;
-}
-
 static gsp_status copy_stored(gsp_plan *plan, const gsp_matrix *matrix) {
     gsp_lengths bytes;
     GSP_TRY(gsp_sizes(matrix, &bytes));
@@ -62,7 +40,10 @@ static gsp_status copy_stored(gsp_plan *plan, const gsp_matrix *matrix) {
     return own(plan, matrix->row_order, bytes.row_order, &plan->matrix.row_order);
 }
 
-static gsp_status make(gsp_plan *plan, const gsp_matrix *matrix, gsp_backend backend, gspi_op op) {
+static gsp_status make(gsp_plan *plan, const gsp_matrix *matrix, gsp_backend backend, int64_t n) {
+    /* A few columns are brought into order first; that copy has its limit. */
+    const bool few = n == 1 || (n < GSPI_MANY_COLUMNS && matrix->cols <= GSPI_MAX_COPY);
+    const gspi_op op = few ? GSPI_SPMV : GSPI_SPMM;
     plan->matrix = *matrix;
     plan->matrix.values = plan->matrix.indices = NULL;
     plan->matrix.indptr = plan->matrix.row_order = NULL;
@@ -74,7 +55,7 @@ static gsp_status make(gsp_plan *plan, const gsp_matrix *matrix, gsp_backend bac
     GSP_CHECK(entry->name != NULL, GSP_ERROR_DTYPE);
     plan->entry = entry;
     if (entry->form == GSPI_STORED) return copy_stored(plan, matrix);
-    return op == GSPI_SPMM ? lay_out_rows(plan, matrix)
+    return op == GSPI_SPMM ? gspi_plan_fours(plan, matrix, entry->backend, n)
                            : gspi_plan_rows(plan, matrix, entry->backend);
 }
 
@@ -92,9 +73,7 @@ gsp_status gsp_plan_create(gsp_context *context, const gsp_matrix *matrix, gsp_b
     GSP_CHECK(made != NULL, GSP_ERROR_MEMORY);
     made->context = context;
     made->bytes = sizeof *made;
-    /* A few columns are brought into order first; that copy has its limit. */
-    const bool few = n == 1 || (n < GSPI_MANY_COLUMNS && matrix->cols <= GSPI_MAX_COPY);
-    const gsp_status status = make(made, matrix, backend, few ? GSPI_SPMV : GSPI_SPMM);
+    const gsp_status status = make(made, matrix, backend, n);
     if (status == GSP_OK) *plan = made;
     else gsp_plan_destroy(made);
     return status;

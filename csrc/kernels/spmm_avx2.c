@@ -1,67 +1,93 @@
-/* SpMM in float32 with AVX2: a weight is broadcast, and registers run over the columns of x.
+/* SpMM in float32 with AVX2 and FMA: strips of four rows, registers along the samples.
  *
- *     for every tile of 32 columns of x:
- *         for every row:                      sum[32] = 0
- *             for every element of the row:   sum += value * x[col][tile]
- *             y[row][tile] = sum
+ *     for every row r of a strip, every step:
+ *         x = row at[r] of the tile
+ *         for every sample of the tile:       sums[r][sample] += values[r] * x[sample]
  *
- * x [cols][samples] with rows x_col apart, y [rows][samples] with rows y_row apart. Tiles come first, so that those
- * 32 columns of x stay in the cache for all rows. An element costs a broadcast, four loads and four VFMADDs, and
- * loads set the pace. No pattern is needed: which elements are kept decides nothing but the order of the loads. */
+ * As spmm_avx512.c, with 16 registers of 8 floats: tiles of up to 16 samples take the four rows at once (8 sums, so
+ * that no VFMADD waits for the one before), wider ones row after row (6 or 8 sums). For each element there is one
+ * broadcast load and one load of x to every VFMADD; two loads a cycle are the bound. Rows that share their columns are
+ * taken two at a time where they fit the registers. */
 #if defined(__AVX2__) && defined(__FMA__)
-#include <immintrin.h>
+#include "spmm_fours.h"
 
-#include "gsp_kernels.h"
-
-#define LANES 8
 #define INLINE static inline __attribute__((always_inline))
 
-/* Four registers of columns from `left` on, of one row. */
-INLINE void tile(const gsp_plan *plan, const gspi_product *product, int64_t row, int64_t left) {
-    const float *values = (const float *)plan->packed, *x = (const float *)product->x + left;
-    __m256 sum[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(),
-                     _mm256_setzero_ps()};
-    for (uint64_t e = plan->start[row]; e < plan->start[row + 1]; e++) {
-        const float *from = x + plan->tables[e] * product->x_col;
-        const __m256 value = _mm256_set1_ps(values[e]);
-        for (int i = 0; i < 4; i++)
-            sum[i] = _mm256_fmadd_ps(value, _mm256_loadu_ps(from + i * LANES), sum[i]);
+/* `rows` rows from `first` on of one strip, `registers` registers each. */
+INLINE void add_rows(const gspi_strip *strip, int first, int rows, const char *tile, char *sums,
+                     bool begin, int registers, bool shared) {
+    const gspi_step *step = (const gspi_step *)(const void *)(strip + 1);
+    const gspi_step *const last = step + strip->steps;
+    float *row[4];
+    __m256 sum[4][2 * GSPI_TILE_VECTORS];
+    for (int r = 0; r < rows; r++) {
+        row[r] = (float *)(void *)(sums + strip->rows[first + r]);
+        for (int v = 0; v < registers; v++)
+            sum[r][v] = begin ? _mm256_setzero_ps() : _mm256_load_ps(row[r] + v * 8);
     }
-    float *y = (float *)product->y + row * product->y_row + left;
-    for (int i = 0; i < 4; i++) _mm256_storeu_ps(y + i * LANES, sum[i]);
-}
-
-/* Up to one register of columns from `left` on, of one row; four elements at a time, since one sum alone would
- * wait for itself. */
-INLINE void narrow(const gsp_plan *plan, const gspi_product *product, int64_t row, int64_t left,
-                   int64_t count) {
-    const float *values = (const float *)plan->packed, *x = (const float *)product->x + left;
-    const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    const __m256i here = _mm256_cmpgt_epi32(_mm256_set1_epi32((int)gspi_min(count, LANES)), lanes);
-    __m256 sum[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(),
-                     _mm256_setzero_ps()};
-    uint64_t e = plan->start[row];
-    const uint64_t end = plan->start[row + 1];
-    for (; e + 4 <= end; e += 4)
-        for (int i = 0; i < 4; i++) {
-            const __m256 from = _mm256_maskload_ps(x + plan->tables[e + i] * product->x_col, here);
-            sum[i] = _mm256_fmadd_ps(_mm256_set1_ps(values[e + i]), from, sum[i]);
+    for (; step < last; step++) {
+        if (shared) {
+            const float *x = (const float *)(const void *)(tile + step->at[0]);
+            for (int v = 0; v < registers; v++) {
+                const __m256 here = _mm256_load_ps(x + v * 8);
+                for (int r = 0; r < rows; r++)
+                    sum[r][v] = _mm256_fmadd_ps(_mm256_broadcast_ss(step->values + first + r), here,
+                                                sum[r][v]);
+            }
+        } else {
+            for (int r = 0; r < rows; r++) {
+                const float *x = (const float *)(const void *)(tile + step->at[first + r]);
+                const __m256 value = _mm256_broadcast_ss(step->values + first + r);
+                for (int v = 0; v < registers; v++)
+                    sum[r][v] = _mm256_fmadd_ps(value, _mm256_load_ps(x + v * 8), sum[r][v]);
+            }
         }
-    for (; e < end; e++) {
-        const __m256 from = _mm256_maskload_ps(x + plan->tables[e] * product->x_col, here);
-        sum[0] = _mm256_fmadd_ps(_mm256_set1_ps(values[e]), from, sum[0]);
     }
-    const __m256 all = _mm256_add_ps(_mm256_add_ps(sum[0], sum[1]), _mm256_add_ps(sum[2], sum[3]));
-    _mm256_maskstore_ps((float *)product->y + row * product->y_row + left, here, all);
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < registers; v++) _mm256_store_ps(row[r] + v * 8, sum[r][v]);
 }
 
-void gsp_f32_spmm__avx2(const gsp_plan *plan, const gspi_product *product, int64_t first,
-                        int64_t last) {
-    int64_t left = 0;
-    for (; left + 4 * LANES <= product->samples; left += 4 * LANES)
-        for (int64_t row = first; row < last; row++) tile(plan, product, row, left);
-    for (; left < product->samples; left += LANES)
-        for (int64_t row = first; row < last; row++)
-            narrow(plan, product, row, left, product->samples - left);
+/* Rows at once: as many as leave registers for x and values. Wide tiles of shared columns go in pieces. */
+INLINE void add_strips(const unsigned char *strips, const unsigned char *end, const char *tile,
+                       char *sums, bool begin, int registers, bool shared) {
+    while (strips < end) {
+        const gspi_strip *strip = (const gspi_strip *)(const void *)strips;
+        if (shared)
+            for (int v = 0; v < registers; v += 2)
+                add_rows(strip, 0, 4, tile + v * 32, sums + v * 32, begin, 2, true);
+        else if (registers == 2) add_rows(strip, 0, 4, tile, sums, begin, registers, false);
+        else if (registers == 4)
+            for (int r = 0; r < 4; r += 2)
+                add_rows(strip, r, 2, tile, sums, begin, registers, false);
+        else
+            for (int r = 0; r < 4; r++) add_rows(strip, r, 1, tile, sums, begin, registers, false);
+        strips += sizeof *strip + strip->steps * sizeof(gspi_step);
+    }
+}
+
+#define ADD(name, vectors, shared)                                                                 \
+    static void name(const unsigned char *strips, const unsigned char *end, const char *tile,      \
+                     char *sums, bool begin) {                                                     \
+        add_strips(strips, end, tile, sums, begin, 2 * (vectors), shared);                         \
+    }
+ADD(fours_1, 1, false)
+ADD(fours_2, 2, false)
+ADD(fours_3, 3, false)
+ADD(fours_4, 4, false)
+ADD(stacks_1, 1, true)
+ADD(stacks_2, 2, true)
+ADD(stacks_3, 3, true)
+ADD(stacks_4, 4, true)
+
+void gsp_f32_spmm_fours__avx2(const gsp_plan *plan, const gspi_product *product, int64_t first,
+                              int64_t last) {
+    static gspi_strips *const add[] = {fours_1, fours_2, fours_3, fours_4};
+    spmm_fours(plan, product, first, last, add);
+}
+
+void gsp_f32_spmm_stacks__avx2(const gsp_plan *plan, const gspi_product *product, int64_t first,
+                               int64_t last) {
+    static gspi_strips *const add[] = {stacks_1, stacks_2, stacks_3, stacks_4};
+    spmm_fours(plan, product, first, last, add);
 }
 #endif

@@ -3,7 +3,7 @@
  *     for every row of the groups, every sample:          y[row][sample] = 0
  *     for every element that they store, every sample:    y[row][sample] += value * x[col][sample]
  *
- * x [cols][samples] with rows x_col apart, y [rows][samples] with rows y_row apart. Sums as in spmv_scalar.c. */
+ * x [cols][samples] and y [rows][samples] with any strides. Sums as in spmv_scalar.c. */
 #include "../format/gsp_visit.h"
 #include "gsp_kernels.h"
 
@@ -15,11 +15,12 @@ typedef struct {
 #define SPMM(name, type, value)                                                                    \
     static void add_##name(void *argument, int64_t row, int64_t col, uint64_t element) {           \
         const sums *s = argument;                                                                  \
+        const gspi_product *p = s->product;                                                        \
         const type weight = (value);                                                               \
-        const type *restrict x = (const type *)s->product->x + col * s->product->x_col;            \
-        type *restrict y = (type *)s->product->y + row * s->product->y_row;                        \
-        for (int64_t sample = 0; sample < s->product->samples; sample++)                           \
-            y[sample] += weight * x[sample];                                                       \
+        const type *restrict x = (const type *)p->x + col * p->x_col;                              \
+        type *restrict y = (type *)p->y + row * p->y_row;                                          \
+        for (int64_t sample = 0; sample < p->samples; sample++)                                    \
+            y[sample * p->y_sample] += weight * x[sample * p->x_sample];                           \
     }                                                                                              \
     void gsp_##name##_spmm__scalar(const gsp_plan *plan, const gspi_product *product,              \
                                    int64_t first, int64_t last) {                                  \
@@ -27,8 +28,9 @@ typedef struct {
         const int64_t group_rows = gsp_group_rows(&matrix->pattern);                               \
         for (int64_t p = first * group_rows; p < gspi_min(last * group_rows, matrix->rows); p++) { \
             const int64_t row = matrix->row_order ? matrix->row_order[p] : p;                      \
+            type *y = (type *)product->y + row * product->y_row;                                   \
             for (int64_t sample = 0; sample < product->samples; sample++)                          \
-                ((type *)product->y)[row * product->y_row + sample] = 0;                           \
+                y[sample * product->y_sample] = 0;                                                 \
         }                                                                                          \
         sums s = {matrix, product};                                                                \
         gspi_visit(matrix, first, last, add_##name, &s);                                           \

@@ -143,12 +143,25 @@ static int check_like_y(PyArrayObject *array, PyArrayObject *x, int64_t rows, co
     return -1;
 }
 
+/* An activation's number, or (its number, low, high). */
+static int parse_activation(PyObject *object, gsp_epilogue *epilogue) {
+    int number;
+    if (PyTuple_Check(object)) {
+        if (!PyArg_ParseTuple(object, "idd:activation", &number, &epilogue->low, &epilogue->high))
+            return -1;
+    } else {
+        number = (int)PyLong_AsLong(object);
+        if (number == -1 && PyErr_Occurred()) return -1;
+    }
+    epilogue->activation = (gsp_activation)number;
+    return 0;
+}
+
 /* linear(x, bias, activation, residual, out): x [..., cols] -> y [..., rows]. */
 static PyObject *linear(PyObject *object, PyObject *const *args, Py_ssize_t count) {
     const plan_object *self = (const plan_object *)object;
-    if (count != 5 || self->columns) {
-        PyErr_SetString(PyExc_TypeError,
-                        "linear takes x, bias, activation, residual and out, and a plan for n = 1");
+    if (count != 5) {
+        PyErr_SetString(PyExc_TypeError, "linear takes x, bias, activation, residual and out");
         return NULL;
     }
     PyArrayObject *x = gsp_py_array(args[0], self->typenum, -1, "x"), *bias, *residual, *y;
@@ -160,8 +173,8 @@ static PyObject *linear(PyObject *object, PyObject *const *args, Py_ssize_t coun
     }
     if (check_size(PyArray_DIM(x, ndim - 1), self->cols, "the last dimension of x", "elements") < 0)
         return NULL;
-    const long activation = PyLong_AsLong(args[2]);
-    if (activation == -1 && PyErr_Occurred()) return NULL;
+    gsp_epilogue epilogue = {0};
+    if (parse_activation(args[2], &epilogue) < 0) return NULL;
     if (optional(self, args[1], 1, "bias", &bias) < 0 ||
         optional(self, args[3], -1, "residual", &residual) < 0)
         return NULL;
@@ -185,10 +198,10 @@ static PyObject *linear(PyObject *object, PyObject *const *args, Py_ssize_t coun
         }
         Py_INCREF(y);
     }
-    const gsp_epilogue epilogue = {.bias = bias ? PyArray_DATA(bias) : NULL,
-                                   .residual = residual ? PyArray_DATA(residual) : NULL,
-                                   .activation = (gsp_activation)activation};
-    return run(self, x, samples, NULL, y, &epilogue);
+    epilogue.bias = bias ? PyArray_DATA(bias) : NULL;
+    epilogue.residual = residual ? PyArray_DATA(residual) : NULL;
+    const gsp_strides strides = {1, self->cols, 1, self->rows};
+    return run(self, x, samples, &strides, y, &epilogue);
 }
 
 /* -------------------------------------------------------------------- type */

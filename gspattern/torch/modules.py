@@ -14,7 +14,7 @@ from torch import nn
 from gspattern import _core
 from gspattern.matrices import Matrix, encode
 from gspattern.patterns import Pattern
-from gspattern.plans import plan_for, set_num_threads
+from gspattern.plans import plan_for_samples, set_num_threads
 from gspattern.torch.targets import ATTRIBUTE, PrunedWeight, carried
 
 MOST_THREADS = 256  # that set_num_threads takes
@@ -167,7 +167,8 @@ class GSLinear(nn.Module):
         if bias is not None and bias.dtype is not compute:
             bias = bias.to(compute)
         addend = None if bias is None else bias.numpy()
-        y = torch.from_numpy(plan_for(self.matrix).linear(array, addend, 0, None, None))
+        plan = plan_for_samples(self.matrix, array.size // max(1, self.in_features))
+        y = torch.from_numpy(plan.linear(array, addend, 0, None, None))
         return y if x.dtype is compute else y.to(x.dtype)
 
     def extra_repr(self) -> str:

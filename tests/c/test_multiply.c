@@ -110,15 +110,15 @@ static void test_strides(gsp_context *context) {
     gsp_backend backends[GSP_BACKENDS];
     const int count = gsp_backends(backends);
     for (int b = 0; b < count; b++) {
-        for (int way = 0; way < 3; way++) {
-            /* The plan for few columns with x as it likes it and the other way, and one for many. */
-            const int columns = way > 0;
+        for (int way = 0; way < 4; way++) {
+            /* The plan for few columns with x as it likes it and the other way, and so the one for many. */
+            const int columns = way == 1 || way == 2;
             gsp_plan *plan = NULL;
             EXPECT_INT(
                 gsp_plan_create(context, &sample.matrix, backends[b], way < 2 ? N : 64, &plan),
                 GSP_OK);
             if (plan == NULL) continue;
-            EXPECT_INT(gsp_plan_describe(plan).columns, way == 2);
+            EXPECT_INT(gsp_plan_describe(plan).columns, way >= 2);
             EXPECT_INT(gsp_plan_describe(plan).strided, 1);
             const int64_t x_line = (columns ? N : COLS) + GAP, x_lines = columns ? COLS : N;
             const int64_t y_line = (columns ? N : ROWS) + GAP, y_lines = columns ? ROWS : N;
@@ -149,10 +149,12 @@ static void test_strides(gsp_context *context) {
 
             /* What does not fit is refused, and nothing is written. */
             const gsp_strides wrong = {2, 2, 2, 2};
-            if (way == 2) EXPECT_INT(gsp_multiply(plan, x, N, &wrong, y, NULL), GSP_ERROR_SHAPE);
+            if (way >= 2) EXPECT_INT(gsp_multiply(plan, x, N, &wrong, y, NULL), GSP_ERROR_SHAPE);
             EXPECT_INT(gsp_multiply(plan, x, -1, &strides, y, NULL), GSP_ERROR_SHAPE);
-            const gsp_epilogue unknown = {.activation = (gsp_activation)(GSP_SILU + 1)};
+            const gsp_epilogue unknown = {.activation = (gsp_activation)(GSP_CLAMP + 1)};
             EXPECT_INT(gsp_multiply(plan, x, N, &strides, y, &unknown), GSP_ERROR_SHAPE);
+            const gsp_epilogue nothing = {.activation = GSP_CLAMP, .low = 1, .high = 0};
+            EXPECT_INT(gsp_multiply(plan, x, N, &strides, y, &nothing), GSP_ERROR_SHAPE);
             free(x);
             free(y);
             free(residual);

@@ -1,0 +1,149 @@
+/* One register of floats, by the flags that a file is compiled with: what code that is the same for every
+ * instruction set is written in. */
+#ifndef GSP_VECTOR_H
+#define GSP_VECTOR_H
+
+#include <immintrin.h>
+#include <stdint.h>
+
+#define GSPI_VECTOR static inline __attribute__((always_inline))
+
+#if defined(__AVX512F__)
+
+#define V_LANES 16
+typedef __m512 gspi_v;
+typedef __mmask16 gspi_v_mask;
+
+GSPI_VECTOR gspi_v v_set1(float a) { return _mm512_set1_ps(a); }
+GSPI_VECTOR gspi_v v_load(const float *a) { return _mm512_load_ps(a); }
+GSPI_VECTOR gspi_v v_loadu(const float *a) { return _mm512_loadu_ps(a); }
+GSPI_VECTOR void v_store(float *a, gspi_v v) { _mm512_store_ps(a, v); }
+GSPI_VECTOR void v_storeu(float *a, gspi_v v) { _mm512_storeu_ps(a, v); }
+GSPI_VECTOR gspi_v v_add(gspi_v a, gspi_v b) { return _mm512_add_ps(a, b); }
+GSPI_VECTOR gspi_v v_sub(gspi_v a, gspi_v b) { return _mm512_sub_ps(a, b); }
+GSPI_VECTOR gspi_v v_mul(gspi_v a, gspi_v b) { return _mm512_mul_ps(a, b); }
+GSPI_VECTOR gspi_v v_div(gspi_v a, gspi_v b) { return _mm512_div_ps(a, b); }
+/* a * b + c, a * b - c, c - a * b */
+GSPI_VECTOR gspi_v v_fma(gspi_v a, gspi_v b, gspi_v c) { return _mm512_fmadd_ps(a, b, c); }
+GSPI_VECTOR gspi_v v_fms(gspi_v a, gspi_v b, gspi_v c) { return _mm512_fmsub_ps(a, b, c); }
+GSPI_VECTOR gspi_v v_fnma(gspi_v a, gspi_v b, gspi_v c) { return _mm512_fnmadd_ps(a, b, c); }
+/* The second if either is NaN. */
+GSPI_VECTOR gspi_v v_min(gspi_v a, gspi_v b) { return _mm512_min_ps(a, b); }
+GSPI_VECTOR gspi_v v_max(gspi_v a, gspi_v b) { return _mm512_max_ps(a, b); }
+GSPI_VECTOR gspi_v v_round(gspi_v a) { return _mm512_roundscale_ps(a, 8); }
+GSPI_VECTOR gspi_v v_abs(gspi_v a) { return _mm512_andnot_ps(_mm512_set1_ps(-0.0f), a); }
+/* The size of a with the sign of b. */
+GSPI_VECTOR gspi_v v_sign(gspi_v a, gspi_v b) {
+    return _mm512_or_ps(v_abs(a), _mm512_and_ps(_mm512_set1_ps(-0.0f), b));
+}
+/* a < b ? c : d; d where a or b is NaN. */
+GSPI_VECTOR gspi_v v_less(gspi_v a, gspi_v b, gspi_v c, gspi_v d) {
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), d, c);
+}
+/* a * 2^n for whole n, rounded once. */
+GSPI_VECTOR gspi_v v_scale(gspi_v a, gspi_v n) { return _mm512_scalef_ps(a, n); }
+
+/* The first `count` lanes; all of them if there are more. */
+GSPI_VECTOR gspi_v_mask v_mask(int64_t count) {
+    return count >= V_LANES ? 0xffff : (gspi_v_mask)((1u << (count > 0 ? count : 0)) - 1);
+}
+GSPI_VECTOR gspi_v v_load_some(const float *a, gspi_v_mask some) {
+    return _mm512_maskz_loadu_ps(some, a);
+}
+GSPI_VECTOR void v_store_some(float *a, gspi_v_mask some, gspi_v v) {
+    _mm512_mask_storeu_ps(a, some, v);
+}
+
+/* m[i][j] = m[j][i] */
+GSPI_VECTOR void v_transpose(gspi_v m[V_LANES]) {
+    __m512 t[16];
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_ps(m[i], m[i + 1]);
+        t[i + 1] = _mm512_unpackhi_ps(m[i], m[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4)
+        for (int j = 0; j < 2; j++) {
+            const __m512d a = _mm512_castps_pd(t[i + j]), b = _mm512_castps_pd(t[i + 2 + j]);
+            m[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+            m[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+        }
+    for (int i = 0; i < 4; i++) {
+        t[i] = _mm512_shuffle_f32x4(m[i], m[i + 4], 0x88);
+        t[i + 4] = _mm512_shuffle_f32x4(m[i], m[i + 4], 0xdd);
+        t[i + 8] = _mm512_shuffle_f32x4(m[i + 8], m[i + 12], 0x88);
+        t[i + 12] = _mm512_shuffle_f32x4(m[i + 8], m[i + 12], 0xdd);
+    }
+    for (int i = 0; i < 8; i++) {
+        m[i] = _mm512_shuffle_f32x4(t[i], t[i + 8], 0x88);
+        m[i + 8] = _mm512_shuffle_f32x4(t[i], t[i + 8], 0xdd);
+    }
+}
+
+#elif defined(__AVX2__)
+
+#define V_LANES 8
+typedef __m256 gspi_v;
+typedef __m256i gspi_v_mask;
+
+GSPI_VECTOR gspi_v v_set1(float a) { return _mm256_set1_ps(a); }
+GSPI_VECTOR gspi_v v_load(const float *a) { return _mm256_load_ps(a); }
+GSPI_VECTOR gspi_v v_loadu(const float *a) { return _mm256_loadu_ps(a); }
+GSPI_VECTOR void v_store(float *a, gspi_v v) { _mm256_store_ps(a, v); }
+GSPI_VECTOR void v_storeu(float *a, gspi_v v) { _mm256_storeu_ps(a, v); }
+GSPI_VECTOR gspi_v v_add(gspi_v a, gspi_v b) { return _mm256_add_ps(a, b); }
+GSPI_VECTOR gspi_v v_sub(gspi_v a, gspi_v b) { return _mm256_sub_ps(a, b); }
+GSPI_VECTOR gspi_v v_mul(gspi_v a, gspi_v b) { return _mm256_mul_ps(a, b); }
+GSPI_VECTOR gspi_v v_div(gspi_v a, gspi_v b) { return _mm256_div_ps(a, b); }
+GSPI_VECTOR gspi_v v_fma(gspi_v a, gspi_v b, gspi_v c) { return _mm256_fmadd_ps(a, b, c); }
+GSPI_VECTOR gspi_v v_fms(gspi_v a, gspi_v b, gspi_v c) { return _mm256_fmsub_ps(a, b, c); }
+GSPI_VECTOR gspi_v v_fnma(gspi_v a, gspi_v b, gspi_v c) { return _mm256_fnmadd_ps(a, b, c); }
+GSPI_VECTOR gspi_v v_min(gspi_v a, gspi_v b) { return _mm256_min_ps(a, b); }
+GSPI_VECTOR gspi_v v_max(gspi_v a, gspi_v b) { return _mm256_max_ps(a, b); }
+GSPI_VECTOR gspi_v v_round(gspi_v a) { return _mm256_round_ps(a, 8); }
+GSPI_VECTOR gspi_v v_abs(gspi_v a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+GSPI_VECTOR gspi_v v_sign(gspi_v a, gspi_v b) {
+    return _mm256_or_ps(v_abs(a), _mm256_and_ps(_mm256_set1_ps(-0.0f), b));
+}
+GSPI_VECTOR gspi_v v_less(gspi_v a, gspi_v b, gspi_v c, gspi_v d) {
+    return _mm256_blendv_ps(d, c, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
+}
+/* In two halves, so that 2^half is normal; the first product is exact, the second rounds. */
+GSPI_VECTOR gspi_v v_scale(gspi_v a, gspi_v n) {
+    const __m256i whole = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(whole, 1);
+    const __m256i rest = _mm256_sub_epi32(whole, half), bias = _mm256_set1_epi32(127);
+    const __m256i one = _mm256_slli_epi32(_mm256_add_epi32(half, bias), 23);
+    const __m256i two = _mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23);
+    return v_mul(v_mul(a, _mm256_castsi256_ps(one)), _mm256_castsi256_ps(two));
+}
+
+GSPI_VECTOR gspi_v_mask v_mask(int64_t count) {
+    const int some = count >= V_LANES ? V_LANES : (int)count;
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(some), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+GSPI_VECTOR gspi_v v_load_some(const float *a, gspi_v_mask some) {
+    return _mm256_maskload_ps(a, some);
+}
+GSPI_VECTOR void v_store_some(float *a, gspi_v_mask some, gspi_v v) {
+    _mm256_maskstore_ps(a, some, v);
+}
+
+GSPI_VECTOR void v_transpose(gspi_v m[V_LANES]) {
+    __m256 t[8];
+    for (int i = 0; i < 8; i += 2) {
+        t[i] = _mm256_unpacklo_ps(m[i], m[i + 1]);
+        t[i + 1] = _mm256_unpackhi_ps(m[i], m[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4)
+        for (int j = 0; j < 2; j++) {
+            m[i + 2 * j] = _mm256_shuffle_ps(t[i + j], t[i + 2 + j], 0x44);
+            m[i + 2 * j + 1] = _mm256_shuffle_ps(t[i + j], t[i + 2 + j], 0xee);
+        }
+    for (int i = 0; i < 4; i++) {
+        t[i] = _mm256_permute2f128_ps(m[i], m[i + 4], 0x20);
+        t[i + 4] = _mm256_permute2f128_ps(m[i], m[i + 4], 0x31);
+    }
+    for (int i = 0; i < 8; i++) m[i] = t[i];
+}
+
+#endif
+#endif

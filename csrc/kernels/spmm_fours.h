@@ -1,0 +1,175 @@
+/* SpMM: what is the same for every instruction set: tiles of x, the sums of some rows, and the way to y.
+ *
+ *     for every run of units whose sums fit the panel, every tile of samples:
+ *         for every block of columns:     tile of x = x[block][tile], packed and aligned
+ *             for every strip of the block: sums[its rows] += its values * rows of the tile (= in the first block)
+ *         y[rows][tile] = activation(scale * sums + bias + residual)
+ *
+ * The tile (32 KiB at most) stays in the first cache while all strips of its block go by, the panel in the second; x
+ * and y may lie along the samples or across them, and are turned on the way in and out. A file that includes this
+ * gives the work on strips as a gspi_strips for each number of 64-byte vectors in a tile. */
+#ifndef SPMM_FOURS_H
+#define SPMM_FOURS_H
+
+#include "gsp_activation.h"
+
+#define GSPI_VECTOR_FLOATS                                                                         \
+    16 /* of the 64 bytes in which tiles are counted, whatever the registers */
+#define GSPI_TILE_BYTES 32768
+#define GSPI_PANEL_BYTES 262144
+
+/* Adds the strips in [strips, end) to the sums, or begins the sums with them. */
+typedef void gspi_strips(const unsigned char *strips, const unsigned char *end, const char *tile,
+                         char *sums, bool begin);
+
+#define GSPI_MOST_REGISTERS (GSPI_TILE_VECTORS * GSPI_VECTOR_FLOATS / V_LANES)
+
+/* Samples that lie `left` into x and y: count of them, in `registers` registers that need not be full. */
+typedef struct {
+    int64_t left, count;
+    int registers;
+} gspi_samples;
+
+/* A block of x [cols][samples] to the tile. */
+GSPI_VECTOR void fill_along(const gspi_product *product, gspi_samples s, int64_t col, int64_t cols,
+                            uint32_t stride, char *tile, int registers) {
+    const float *from = (const float *)product->x + col * product->x_col + s.left;
+    gspi_v_mask some[GSPI_MOST_REGISTERS];
+    for (int v = 0; v < registers; v++) some[v] = v_mask(s.count - v * V_LANES);
+    const bool full = s.count == registers * V_LANES;
+    for (int64_t c = 0; c < cols; c++, from += product->x_col) {
+        float *to = (float *)(void *)(tile + c * stride);
+        for (int v = 0; v < registers; v++)
+            v_store(to + v * V_LANES,
+                    full ? v_loadu(from + v * V_LANES) : v_load_some(from + v * V_LANES, some[v]));
+    }
+}
+
+/* A block of x [samples][cols] to the tile, in squares that are transposed. */
+GSPI_VECTOR void fill_across(const gspi_product *product, gspi_samples s, int64_t col, int64_t cols,
+                             uint32_t stride, char *tile) {
+    for (int v = 0; v < s.registers; v++)
+        for (int64_t c = 0; c < cols; c += V_LANES) {
+            const gspi_v_mask some = v_mask(cols - c);
+            const float *from =
+                (const float *)product->x + (s.left + v * V_LANES) * product->x_sample + col + c;
+            gspi_v square[V_LANES];
+            for (int i = 0; i < V_LANES; i++)
+                square[i] = v * V_LANES + i < s.count
+                                ? v_load_some(from + i * product->x_sample, some)
+                                : v_set1(0.0f);
+            v_transpose(square);
+            float *to = (float *)(tile + c * stride) + v * V_LANES;
+            for (int i = 0; i < V_LANES; i++) v_store(to + (size_t)i * stride / 4, square[i]);
+        }
+}
+
+static __attribute__((noinline)) void fill_tile(const gsp_plan *plan, const gspi_product *product,
+                                                gspi_samples s, int64_t block, char *tile) {
+    const int64_t col = block * plan->block_cols;
+    const int64_t cols = gspi_min(plan->block_cols, plan->matrix.cols - col);
+    if (product->x_sample != 1) {
+        fill_across(product, s, col, cols, plan->x_stride, tile);
+        return;
+    }
+    const uint32_t stride = plan->x_stride;
+    switch (s.registers * V_LANES / GSPI_VECTOR_FLOATS) { /* so that the inner loops are unrolled */
+    case 1: fill_along(product, s, col, cols, stride, tile, GSPI_VECTOR_FLOATS / V_LANES); break;
+    case 2:
+        fill_along(product, s, col, cols, stride, tile, 2 * GSPI_VECTOR_FLOATS / V_LANES);
+        break;
+    case 3:
+        fill_along(product, s, col, cols, stride, tile, 3 * GSPI_VECTOR_FLOATS / V_LANES);
+        break;
+    default:
+        fill_along(product, s, col, cols, stride, tile, 4 * GSPI_VECTOR_FLOATS / V_LANES);
+        break;
+    }
+}
+
+/* The sums of rows [first, last) to y [rows][samples]. */
+static __attribute__((noinline)) void empty_along(const gsp_plan *plan, const gspi_product *product,
+                                                  gspi_samples s, int64_t first, int64_t last,
+                                                  const char *sums) {
+    const gsp_epilogue epilogue = *product->epilogue; /* which no store can change */
+    const float *scales = plan->matrix.scales, *bias = epilogue.bias;
+    for (int64_t row = first; row < last; row++, sums += plan->x_stride) {
+        const int64_t at = row * product->y_row + s.left;
+        for (int v = 0; v < s.registers; v++) {
+            const gspi_v_mask some = v_mask(s.count - v * V_LANES);
+            gspi_v sum = v_load((const float *)sums + v * V_LANES);
+            if (scales != NULL) sum = v_mul(sum, v_set1(scales[row]));
+            if (bias != NULL) sum = v_add(sum, v_set1(bias[row]));
+            if (epilogue.residual != NULL)
+                sum = v_add(sum,
+                            v_load_some((const float *)epilogue.residual + at + v * V_LANES, some));
+            sum = v_activate(sum, &epilogue);
+            v_store_some((float *)product->y + at + v * V_LANES, some, sum);
+        }
+    }
+}
+
+/* The sums of rows [first, last) to y [samples][rows], in squares that are transposed. Sums behind the last row are
+ * there, if of no use. */
+GSPI_VECTOR void empty_across(const gsp_plan *plan, const gspi_product *product, gspi_samples s,
+                              int64_t first, int64_t last, const char *sums) {
+    const gsp_epilogue epilogue = *product->epilogue; /* which no store can change */
+    const float *scales = plan->matrix.scales, *bias = epilogue.bias;
+    const gspi_v zero = v_set1(0.0f);
+    for (int64_t row = first; row < last; row += V_LANES, sums += V_LANES * plan->x_stride) {
+        const gspi_v_mask some = v_mask(last - row);
+        const gspi_v scale = scales == NULL ? zero : v_load_some(scales + row, some);
+        const gspi_v add = bias == NULL ? zero : v_load_some(bias + row, some);
+        for (int v = 0; v < s.registers; v++) {
+            gspi_v square[V_LANES];
+            for (int i = 0; i < V_LANES; i++)
+                square[i] = v_load((const float *)(sums + i * plan->x_stride) + v * V_LANES);
+            v_transpose(square);
+            const int64_t count = gspi_min(V_LANES, s.count - v * V_LANES);
+            for (int64_t i = 0; i < count; i++) {
+                const int64_t at = (s.left + v * V_LANES + i) * product->y_sample + row;
+                gspi_v sum = square[i];
+                if (scales != NULL) sum = v_mul(sum, scale);
+                if (bias != NULL) sum = v_add(sum, add);
+                if (epilogue.residual != NULL)
+                    sum = v_add(sum, v_load_some((const float *)epilogue.residual + at, some));
+                sum = v_activate(sum, &epilogue);
+                v_store_some((float *)product->y + at, some, sum);
+            }
+        }
+    }
+}
+
+/* add[i] is for tiles of i + 1 vectors of 64 bytes. */
+static void spmm_fours(const gsp_plan *plan, const gspi_product *product, int64_t first,
+                       int64_t last, gspi_strips *const add[GSPI_TILE_VECTORS]) {
+    _Alignas(64) char tile[GSPI_TILE_BYTES];
+    _Alignas(64) char panel[GSPI_PANEL_BYTES + GSPI_TILE_VECTORS * 64]; /* and a row of no use */
+    const int64_t most = plan->x_stride / 64;
+    const int64_t vectors = gspi_ceil_div(product->samples, GSPI_VECTOR_FLOATS);
+    const int64_t tiles = gspi_ceil_div(vectors, most);
+    const int64_t unit_bytes = GSPI_UNIT_ROWS * (int64_t)plan->x_stride;
+    for (int64_t begin = first; begin < last; begin += GSPI_PANEL_BYTES / unit_bytes) {
+        const int64_t end = gspi_min(begin + GSPI_PANEL_BYTES / unit_bytes, last);
+        const int64_t row = begin * GSPI_UNIT_ROWS;
+        const int64_t last_row = gspi_min(end * GSPI_UNIT_ROWS, plan->matrix.rows);
+        for (int64_t t = 0; t < tiles; t++) { /* of nearly the same size */
+            const int64_t from = t * vectors / tiles, to = (t + 1) * vectors / tiles;
+            gspi_samples s = {.left = from * GSPI_VECTOR_FLOATS};
+            s.count = gspi_min((to - from) * GSPI_VECTOR_FLOATS, product->samples - s.left);
+            s.registers = (int)(to - from) * (GSPI_VECTOR_FLOATS / V_LANES);
+            for (int64_t block = 0; block < plan->blocks; block++) {
+                fill_tile(plan, product, s, block, tile);
+                for (int64_t unit = begin; unit < end; unit++) {
+                    const uint64_t *start = plan->start + unit * plan->blocks + block;
+                    add[to - from - 1](plan->packed + start[0], plan->packed + start[1], tile,
+                                       panel + (unit - begin) * unit_bytes, block == 0);
+                }
+            }
+            if (product->y_sample == 1) empty_along(plan, product, s, row, last_row, panel);
+            else empty_across(plan, product, s, row, last_row, panel);
+        }
+    }
+}
+
+#endif
