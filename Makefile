@@ -173,7 +173,7 @@ asan: ctest-asan $(ASAN)/built  ## Run the tests of the C code under AddressSani
 	    $(BIN)/pytest -q -p no:cacheprovider -m 'not slow' $(PYTEST_ARGS) $(ASAN_TESTS)
 
 # What threads share: the pool, and products on it.
-TSAN_TESTS := $(patsubst %,build/ctest-tsan/tests/c/test_%,context pool)
+TSAN_TESTS := $(patsubst %,build/ctest-tsan/tests/c/test_%,context pool threads)
 .PHONY: tsan
 tsan: $(TSAN_TESTS)  ## Run the C tests of threads under ThreadSanitizer
 	@for test in $^; do $$test; done
