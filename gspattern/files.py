@@ -7,6 +7,7 @@ is loaded went through `Matrix.from_arrays`, which checks every index.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -254,8 +255,11 @@ def _replace(path: PathLike, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         draft.replace(target)
-    except BaseException:
-        draft.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        if isinstance(error, OSError):  # it names the draft, which the caller has never heard of
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from None
         raise
 
 
@@ -284,7 +288,7 @@ def load_file(path: PathLike) -> dict[str, Matrix | Array]:
     OSError
         If the file cannot be read: FileNotFoundError, say.
     """
-    return _from_bytes(Path(path).read_bytes())[0]
+    return _read(path)[0]
 
 
 def read_metadata(path: PathLike) -> dict[str, str]:
@@ -297,7 +301,16 @@ def read_metadata(path: PathLike) -> dict[str, str]:
     OSError
         If the file cannot be read.
     """
-    return _from_bytes(Path(path).read_bytes())[1]
+    return _read(path)[1]
+
+
+def _read(path: PathLike) -> tuple[dict[str, Matrix | Array], dict[str, str]]:
+    data = Path(path).read_bytes()
+    try:
+        return _from_bytes(data)
+    except FormatError as error:
+        message = str(error).removeprefix(f"[{error.rule}] ")
+        raise _error(error.rule, f"{os.fspath(path)}: {message}") from None
 
 
 def _from_bytes(data: bytes) -> tuple[dict[str, Matrix | Array], dict[str, str]]:

@@ -400,6 +400,25 @@ def test_missing_file(tmp_path: Path) -> None:
         gs.load_file(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["none/m", "file/m", "folder"])
+def test_a_failed_save_names_the_path_that_was_asked_for(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="directory") as caught:
+        gs.save_file({}, tmp_path / name)
+    assert (caught.value.filename, caught.value.filename2) == (str(tmp_path / name), None)
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+
+
+def test_a_refused_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "m"
+    path.write_bytes(GOOD[0].read_bytes()[:-1])
+    for read in (gs.load_file, gs.read_metadata):
+        with pytest.raises(gs.FormatError) as caught:
+            read(path)
+        assert str(caught.value).startswith(f"[{caught.value.rule}] {path}: ")
+
+
 def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "m"
     gs.save_file({"a": np.zeros(3)}, path)
