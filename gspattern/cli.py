@@ -15,11 +15,11 @@ import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
-from gspattern.files import load_file, read_metadata, save_file
+from gspattern.files import _replace, load_file, read_metadata, save_file
+from gspattern.masks import _check_sparsity, choose_mask
 from gspattern.masks import check as check_mask
-from gspattern.masks import choose_mask
 from gspattern.matrices import Matrix, as_matrix, encode, from_matrix
-from gspattern.patterns import NM, parse_pattern
+from gspattern.patterns import NM, PatternError, parse_pattern
 from gspattern.report import LayerReport, Report, kept_share
 
 try:
@@ -29,7 +29,8 @@ try:
     from rich.table import Table
 except ModuleNotFoundError as error:
     sys.exit(
-        f'the command line needs {(error.name or "").partition(".")[0]}: pip install "gspattern[cli]"'
+        f"the command line needs {(error.name or '').partition('.')[0]}: "
+        "pip install \"gspattern[cli]\", or in a checkout pip install '.[cli]'"
     )
 
 Arrays = dict[str, "Matrix | npt.NDArray[Any]"]
@@ -94,6 +95,7 @@ def check(
 ) -> None:
     """Say whether the zeros of weights have a pattern; exit status 1 if not.
 
+    A weight without a zero has most patterns: the share of zeros stands beside each.
     Rows of a dense tensor are taken in their natural order:
     only a compact file knows the order that scatter has chosen.
     """
@@ -106,13 +108,19 @@ def check(
                 array, order = weight.mask(), weight.row_order
             else:
                 array, order = as_matrix(weight) != 0, None
-            shape = (array.shape[0], array.shape[1])
-            result = check_mask(array, wanted.resolve(shape), row_order=order)
+            zeros = f"{1 - array.mean():.1%} zeros" if array.size else "no elements"
+            try:
+                resolved = wanted.resolve((array.shape[0], array.shape[1]))
+            except PatternError as error:
+                valid = False
+                print(f"{name}: not {wanted}, {zeros}: {error}")
+                continue
+            result = check_mask(array, resolved, row_order=order)
             valid &= bool(result)
             if result:
-                print(f"{name}: valid")
+                print(f"{name}: valid, {zeros}")
                 continue
-            print(f"{name}: not {wanted}, {len(result.violations)} violations")
+            print(f"{name}: not {wanted}, {zeros}, {len(result.violations)} violations")
             if wanted.scatter and order is None:
                 print(
                     "  (the file does not say how rows are ordered: taken in their natural order)"
@@ -157,8 +165,13 @@ def prune(
     """
     with _plain_errors():
         wanted = parse_pattern(pattern)
-        if sparsity is None and not isinstance(wanted, NM):
+        if isinstance(wanted, NM):
+            if sparsity is not None:
+                raise ValueError(f"{wanted} has a sparsity of its own: leave --sparsity out")
+        elif sparsity is None:
             raise ValueError("--sparsity is needed: the share of zeros, such as 0.9")
+        else:
+            _check_sparsity("--sparsity", sparsity)
         if target.exists() and not force:
             raise FileExistsError(f"{target} exists; give --force to overwrite it")
         tensors = load_file(source)
@@ -229,7 +242,7 @@ def _notes(file: Path) -> dict[str, str]:
 
 def _save_dense(tensors: Arrays, target: Path, notes: dict[str, str]) -> None:
     arrays = {name: np.asarray(array) for name, array in tensors.items()}
-    safetensors.numpy.save_file(arrays, target, notes or None)
+    _replace(target, safetensors.numpy.save(arrays, notes or None))
 
 
 @app.command()

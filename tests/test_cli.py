@@ -120,17 +120,30 @@ def test_nm_needs_no_sparsity(dense):
 def test_check(dense):
     target, _ = pruned(dense, "-p", "gs(16,1)+scatter", "-s", 0.75, "--include", "fc1.weight")
     good = run("check", target, "--pattern", "gs(16,1)+scatter", "--tensor", "fc1.*")
-    assert (good.exit_code, good.stdout) == (0, "fc1.weight: valid\n")
+    assert (good.exit_code, good.stdout) == (0, "fc1.weight: valid, 75.0% zeros\n")
     bad = run("check", target, "--pattern", "block(1,16)", "--tensor", "fc1.*")
     assert bad.exit_code == 1
     mask = gs.load_file(target)["fc1.weight"].to_dense() != 0
     violations = gs.check(mask, "block(1,16)").violations
-    assert f"fc1.weight: not block(1,16), {len(violations)} violations" in bad.stdout
+    assert f"fc1.weight: not block(1,16), 75.0% zeros, {len(violations)} violations" in bad.stdout
     assert len(bad.stdout.splitlines()) == 1 + min(len(violations), 11)
     source, _ = dense
     full = run("check", source, "--pattern", "gs(16,16)")
     assert full.exit_code == 0
-    assert full.stdout.count("valid") == 3  # full rows of even banks
+    assert full.stdout.count(": valid, 0.0% zeros\n") == 3  # full rows of even banks
+
+
+def test_check_goes_on_where_the_pattern_does_not_fit(tmp_path):
+    file = tmp_path / "w.safetensors"
+    ones = np.ones((16, 32), np.float32)
+    save_arrays({"a": ones, "small": np.ones((7, 9), np.float32), "z": np.tril(ones)}, file)
+    result = run("check", file, "-p", "gs(16,16)")
+    assert result.exit_code == 1
+    lines = [line for line in result.stdout.splitlines() if line[0] != " "]
+    assert lines[0] == "a: valid, 0.0% zeros"
+    assert re.fullmatch(r"small: not gs\(16,16\), 0\.0% zeros: .*the matrix has 9.*", lines[1])
+    assert re.fullmatch(r"z: not gs\(16,16\), 73\.4% zeros, \d+ violations", lines[2])
+    assert not result.stderr
 
 
 def test_info(dense):
@@ -160,7 +173,8 @@ def test_a_file_is_not_overwritten_by_accident(dense):
     ("options", "message"),
     [
         (["-p", "gs(16,5)", "-s", "0.9"], "per_row must divide banks"),
-        (["-p", "gs(16,16)", "-s", "90"], "did you mean 0.9"),
+        (["-p", "gs(16,16)", "-s", "90"], r"--sparsity must be .* did you mean 0\.9\?$"),
+        (["-p", "2:4", "-s", "0.5"], "error: 2:4 has a sparsity of its own: leave --sparsity out$"),
         (["-p", "gs(16,16)"], "--sparsity is needed"),
         (["-p", "gs(64,64)", "-s", "0.5"], "fc1.weight: .*48.*--exclude"),
         (["-p", "gs(16,16)", "-s", "0.5", "--include", "fc2*"], "'fc2\\*' means no weight"),
@@ -183,10 +197,20 @@ def test_a_damaged_file_is_refused(dense):
     target.write_bytes(data)
     result = run("info", target)
     assert result.exit_code == 2
-    assert "[checksum]" in result.stderr
+    assert f"[checksum] {target}: " in result.stderr
+    assert "[checksum]" in run("check", target, "-p", "gs(16,16)").stderr
     missing = run("info", target.with_name("missing.safetensors"))
     assert missing.exit_code == 2
     assert "missing.safetensors" in missing.stderr
+
+
+@pytest.mark.parametrize("options", [[], ["--dense"]])
+def test_a_missing_folder_is_named(dense, options):
+    source, _ = dense
+    target = source.parent / "missing" / "out.safetensors"
+    result = run("prune", source, target, "-p", "irregular", "-s", 0.9, *options)
+    assert result.exit_code == 2
+    assert result.stderr.strip() == f"error: [Errno 2] No such file or directory: '{target}'"
 
 
 def test_as_a_program(dense):
@@ -209,4 +233,7 @@ def test_missing_extras_are_named(package):
     code = f"import sys; sys.modules[{package!r}] = None; import gspattern.cli"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr == f'the command line needs {package}: pip install "gspattern[cli]"\n'
+    assert done.stderr == (
+        f'the command line needs {package}: pip install "gspattern[cli]", '
+        "or in a checkout pip install '.[cli]'\n"
+    )
