@@ -878,6 +878,14 @@ def _as_array(values: npt.ArrayLike, what: str) -> npt.NDArray[Any]:
     """Numbers or truth values as an array; what is one already is not copied."""
     if isinstance(values, Selection):
         raise TypeError(f"{what} must be an array, got a Selection; pass its .mask and .row_order")
+    if not isinstance(values, np.ndarray):
+        from gspattern.matrices import Matrix  # which imports this module
+
+        if isinstance(values, Matrix):  # NumPy would take its values, and leave the rest out
+            raise TypeError(
+                f"{what} must be an array of numbers, got {type(values).__name__}; "
+                "call its mask() or to_dense()"
+            )
     try:
         array = np.asarray(values)
     except ValueError:  # lists of different lengths

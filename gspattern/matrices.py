@@ -414,6 +414,19 @@ class Matrix:
         """
         return np.asarray(_core.decode(*self.core()).view(self.dtype))
 
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
+        # What np.asarray calls: to_dense, so codes without scales for int8, and those in no other dtype.
+        if copy is False:
+            raise ValueError(
+                f"a {type(self).__name__} cannot be an array without a copy; leave copy out"
+            )
+        if dtype is not None and self.dtype == np.int8 and np.dtype(dtype) != np.int8:
+            raise TypeError(
+                f"a matrix of int8 has scales, which an array of {np.dtype(dtype)} would lack; "
+                'use matrix.astype("float32").to_dense()'
+            )
+        return self.to_dense().astype(self.dtype if dtype is None else dtype, copy=False)
+
     def to_csr(self) -> Any:
         """Give a ``scipy.sparse.csr_array`` with the elements that are kept, zeros included.
 

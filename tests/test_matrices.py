@@ -624,6 +624,36 @@ def test_scipy_of_matrices_with_nothing_in_them(pattern, shape):
         assert not csr.toarray().any()
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16", "int8"])
+def test_numpy_takes_matrices_for_arrays(dtype):
+    weights = np.array([[0, 1.5, 0, -2], [3, 0, 0, 0.25]])
+    matrix = gs.encode(weights, "irregular").astype("float32")
+    matrix = matrix.quantize("int8") if dtype == "int8" else matrix.astype(dtype)
+    # By hand: each row in 127ths of its largest.
+    codes = np.array([[0, 95, 0, -127], [127, 0, 0, 11]])
+    expected = codes if dtype == "int8" else weights
+    for array in (np.asarray(matrix), np.array(matrix), np.array(matrix, copy=True)):
+        assert (array.dtype, array.shape) == (matrix.dtype, (2, 4))
+        assert np.array_equal(array.astype(np.float64), expected)
+        assert array.flags.writeable
+    assert np.array_equal(np.asarray(matrix, matrix.dtype), np.asarray(matrix))
+    with pytest.raises(ValueError, match="without a copy"):
+        np.asarray(matrix, copy=False)
+    if dtype == "int8":
+        with pytest.raises(TypeError, match="has scales"):
+            np.asarray(matrix, np.float32)
+    else:
+        array = np.asarray(matrix, np.float64)
+        assert array.dtype == np.float64
+        assert np.array_equal(array, weights)
+    for use in (lambda: gs.check(matrix, "irregular"), lambda: matrix.linear(matrix)):
+        with pytest.raises(TypeError, match="must be an array of numbers, got CSRMatrix"):
+            use()
+    for function in (np.multiply, np.add, np.matmul):  # arithmetic does not make it dense unasked
+        with pytest.raises(TypeError):
+            function(np.ones((4, 2)), matrix)
+
+
 def test_from_dense_and_from_csr_make_what_their_class_stores():
     dense = np.eye(4, dtype=np.float32)
     csr = scipy.sparse.csr_array(dense)
