@@ -17,7 +17,7 @@ BIN := $(VENV)/bin
 # Settings of some machines that make OpenBLAS slow or different: what is measured must not depend on them.
 unexport OPENBLAS_CORETYPE OPENBLAS_L2_SIZE
 
-VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' gspattern/__init__.py)
 SONAME := libgspattern.so.0
 
 C_FILES := $(shell find csrc -name '*.[ch]' -o -name '*.inc' -o -name '*.mk' | LC_ALL=C sort)
@@ -123,7 +123,7 @@ $(LIB)/$(SONAME): $(CORE:%.c=$(LIB)/objects/%.o)
 	@ln -sf $(SONAME) $(LIB)/libgspattern.so
 
 # The folder can be copied as it is: the paths in the file are relative to the file.
-$(LIB)/gspattern.pc: csrc/gspattern.h pyproject.toml Makefile
+$(LIB)/gspattern.pc: csrc/gspattern.h gspattern/__init__.py Makefile
 	@mkdir -p $(LIB)/include
 	@cp csrc/gspattern.h $(LIB)/include/
 	@printf '%s\n' 'prefix=$${pcfiledir}' 'Name: gspattern' \

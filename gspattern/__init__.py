@@ -5,6 +5,8 @@ The names below stand in the order in which they are used:
     scores --choose--> mask --train--> weights --encode--> matrix --plan--> plan --multiply--> y
 """
 
+__version__ = "0.1.0"
+
 # errors
 from gspattern._core import FormatError, PatternError
 

@@ -149,6 +149,10 @@ def test_pkg_config(program: Path) -> None:
         check=True,
     )
     words = done.stdout.split()
+    version = subprocess.run(
+        ["pkg-config", "--modversion", lib / "gspattern.pc"], capture_output=True, text=True
+    ).stdout
+    assert version.strip() == gs.__version__
     assert f"-I{lib}/include" in words
     assert f"-L{lib}" in words
     assert "-lgspattern" in words
