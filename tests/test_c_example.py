@@ -2,8 +2,10 @@
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import ml_dtypes
@@ -87,6 +89,70 @@ def test_products(program: Path, tmp_path: Path, pattern: str, dtype: str) -> No
     bound = 4 * 70 * eps * (np.abs(dense) @ np.abs(x.astype(np.float64)))
     assert got.shape == (19,)
     assert np.all(np.abs(got - dense @ x.astype(np.float64)) <= bound)
+
+
+def test_a_used_folder(program: Path, tmp_path: Path) -> None:
+    """Nothing of the matrix before stays: neither its row order nor its scales."""
+    x = np.ones(70, np.float32)
+    export_arrays.export(matrix_of("gs(8,1)+scatter", "int8"), x, tmp_path)
+    matrix = matrix_of("gs(16,16)", "float32")
+    export_arrays.export(matrix, x, tmp_path)
+    done = run(program, tmp_path)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(
+        np.array(done.stdout.split(), float), matrix.to_dense().astype(float).sum(1), atol=1e-4
+    )
+
+
+def export_script(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, EXAMPLE / "export_arrays.py", *words]
+    path = {"PYTHONPATH": str(Path(gs.__file__).parents[1])}
+    return subprocess.run(command, capture_output=True, text=True, env=environment() | path)
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "gs(16,1)+scatter", "gs(cpu)"])
+def test_the_script_writes_what_the_program_reads(
+    program: Path, tmp_path: Path, pattern: str
+) -> None:
+    written = export_script(tmp_path / "m", pattern)
+    assert written.returncode == 0, written.stderr
+    done = run(program, tmp_path / "m")
+    assert done.returncode == 0, done.stderr
+    expected = np.loadtxt(tmp_path / "m" / "y.txt")
+    assert expected.shape == (256,)
+    np.testing.assert_allclose(np.array(done.stdout.split(), float), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["a", "gs(16,16)", "c"], ["a", "gs(3)"], ["a", "gs(1024,1024)"]]
+)
+def test_usage_is_one_line(words: list[str]) -> None:
+    done = export_script(*words)
+    assert done.returncode == 1
+    assert re.fullmatch(r"usage: export_arrays\.py FOLDER \[PATTERN\].*\n", done.stderr)
+
+
+def test_commands_of_the_readme(tmp_path: Path) -> None:
+    commands = [
+        line[4:] for line in (EXAMPLE / "README.md").read_text().splitlines() if line[:4] == "    "
+    ]
+    assert len(commands) == 4
+    (tmp_path / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (tmp_path / "python").chmod(0o755)
+    done = subprocess.run(
+        ["bash", "-euc", "\n".join(commands)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=environment()
+        | {
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            "PYTHONPATH": str(Path(gs.__file__).parents[1]),
+        },
+    )
+    assert done.returncode == 0, done.stderr
+    got = np.array(done.stdout.splitlines()[-256:], float)
+    np.testing.assert_allclose(got, np.loadtxt(ROOT / "build" / "example" / "y.txt"), atol=1e-4)
 
 
 def corrupt(folder: Path, name: str, change: str) -> None:

@@ -2,7 +2,7 @@
 
     python export_arrays.py FOLDER [PATTERN]
 
-writes a random 256x512 matrix at 90 % sparsity, x and, to compare with, y.
+writes a random 256x512 matrix at 90 % sparsity (n:m has its own), x and, to compare with, y.
 """
 
 from __future__ import annotations
@@ -42,15 +42,26 @@ def export(matrix: gs.Matrix, x: np.ndarray, folder: str | Path) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for name, array in arrays.items():
-        if array is not None:
-            np.save(folder / f"{name}.npy", np.ascontiguousarray(array))
+        path = folder / f"{name}.npy"
+        if array is None:
+            path.unlink(missing_ok=True)  # of a matrix that was here before
+        else:
+            np.save(path, np.ascontiguousarray(array))
 
 
 def main() -> None:
-    folder, pattern = sys.argv[1], (sys.argv[2:] or ["gs(16,16)"])[0]
+    if len(sys.argv) not in (2, 3):
+        sys.exit("usage: export_arrays.py FOLDER [PATTERN]")
+    folder = sys.argv[1]
+    try:
+        pattern = gs.parse_pattern(sys.argv[2] if len(sys.argv) == 3 else "gs(16,16)")
+        pattern = pattern.resolve((256, 512))
+    except gs.PatternError as error:
+        sys.exit(f"usage: export_arrays.py FOLDER [PATTERN]: {error}")
     rng = np.random.default_rng(0)
     weights = rng.standard_normal((256, 512)).astype(np.float32)
-    selection = gs.choose_mask(np.abs(weights), pattern, sparsity=0.9)
+    sparsity = None if isinstance(pattern, gs.NM) else 0.9
+    selection = gs.choose_mask(np.abs(weights), pattern, sparsity=sparsity)
     matrix = gs.encode(
         weights * selection.mask, pattern, mask=selection.mask, row_order=selection.row_order
     )
