@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+import gspattern as gs
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -26,10 +29,36 @@ def test_examples_run(code: str, tmp_path: Path) -> None:
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
+    if "torch" in code:
+        assert re.search(r"^with torch\.no_grad\(\):\n    y = fast\(.*\)\n\Z", code, re.MULTILINE)
     if "print" in code:
         share, error = re.fullmatch(r"(\d+)% of the bytes, error (\S+)\n", done.stdout).groups()
         assert 12 <= int(share) <= 14
         assert float(error) < 1e-4
+
+
+def test_extras_exist() -> None:
+    named = set(re.findall(r"pip install '\.\[(\w+)\]'", README))
+    assert named == {"cli", "torch"}
+    assert named <= set(
+        re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16", "int8"])
+def test_limits_of_kernels(dtype: str) -> None:
+    """What the README says of dtypes: which are fast, and that their plans hold float32."""
+    limits = README.partition("## Limits")[2].partition("\n## ")[0]
+    fast = limits.partition(" weights have fast kernels (AVX2, AVX-512)")[0]
+    weights = gs.encode(np.tri(64, dtype=np.float32), "irregular")
+    matrix = weights.quantize("int8") if dtype == "int8" else weights.astype(dtype)
+    for backend in gs.backends():
+        with gs.use_backend(backend):
+            for n in (1, 16):
+                plan = matrix.plan(n)
+                quick = backend != "scalar" and dtype in re.findall(r"\w+", fast)
+                assert plan.kernel.endswith(f"__{backend if quick else 'scalar'}"), plan.kernel
+                assert not quick or plan.bytes >= 4 * matrix.nnz
 
 
 def test_the_first_example_is_short() -> None:
