@@ -17,12 +17,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import gspattern
 from gspattern import plans, roofline
 from gspattern.masks import choose_mask
 from gspattern.matrices import Matrix, encode
@@ -582,7 +582,7 @@ def run(
         for shape in shapes
     )
     results: list[dict[str, Any]] = []
-    versions = {"gspattern": _own_version(), "numpy": np.__version__}
+    versions = {"gspattern": gspattern.__version__, "numpy": np.__version__}
     missing: dict[str, str] = {}
     unfit: dict[str, str] = {}
     found: dict[str, str] = {}
@@ -639,13 +639,6 @@ def _columns(shape: Shape, settings: Settings) -> tuple[int, ...]:
     if settings.columns is not None:
         return settings.columns
     return COLUMNS if shape.n is None else (shape.n,)
-
-
-def _own_version() -> str:
-    try:
-        return metadata.version("gspattern")
-    except metadata.PackageNotFoundError:
-        return "of this folder"
 
 
 def _blas() -> list[str]:
