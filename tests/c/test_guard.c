@@ -136,18 +136,19 @@ static void fill(void *to, bool wide, int64_t count, uint64_t *state) {
 }
 
 /* One product between unmapped pages, and the same one in the heap, which test_multiply holds against an oracle.
- * columns: x and y lie along the samples. */
-static void check_product(const gsp_plan *plan, const gsp_matrix *matrix, bool columns,
-                          int64_t samples, int64_t gap, bool at_end, uint64_t *state) {
+ * x_along, y_along: whether x and y lie along the samples. */
+static void check_product(const gsp_plan *plan, const gsp_matrix *matrix, bool x_along,
+                          bool y_along, int64_t samples, int64_t gap, bool at_end,
+                          uint64_t *state) {
     const bool wide = matrix->dtype == GSP_FLOAT64;
     const size_t size = wide ? 8 : 4;
     const int64_t rows = matrix->rows, cols = matrix->cols;
-    const int64_t x_line = (columns ? samples : cols) + gap,
-                  y_line = (columns ? samples : rows) + gap;
-    const size_t x_count = (size_t)gspi_max(0, x_line * (columns ? cols : samples) - gap),
-                 y_count = (size_t)gspi_max(0, y_line * (columns ? rows : samples) - gap);
-    const gsp_strides strides =
-        columns ? (gsp_strides){x_line, 1, y_line, 1} : (gsp_strides){1, x_line, 1, y_line};
+    const int64_t x_line = (x_along ? samples : cols) + gap,
+                  y_line = (y_along ? samples : rows) + gap;
+    const size_t x_count = (size_t)gspi_max(0, x_line * (x_along ? cols : samples) - gap),
+                 y_count = (size_t)gspi_max(0, y_line * (y_along ? rows : samples) - gap);
+    const gsp_strides strides = {x_along ? x_line : 1, x_along ? 1 : x_line, y_along ? y_line : 1,
+                                 y_along ? 1 : y_line};
 
     char *x = gsp_test_bytes(x_count * size), *bias = gsp_test_bytes((size_t)rows * size),
          *residual = gsp_test_bytes(y_count * size), *y = gsp_test_bytes(y_count * size);
@@ -161,9 +162,11 @@ static void check_product(const gsp_plan *plan, const gsp_matrix *matrix, bool c
           gy = guard(y, y_count * size, at_end);
 
     const int choice = (int)gsp_test_below(state, 8);
-    gsp_epilogue epilogue = {.activation = (gsp_activation)gsp_test_below(state, GSP_SILU + 1),
+    gsp_epilogue epilogue = {.activation = (gsp_activation)gsp_test_below(state, GSP_CLAMP + 1),
                              .bias = choice & 1 ? bias : NULL,
-                             .residual = choice & 2 ? residual : NULL};
+                             .residual = choice & 2 ? residual : NULL,
+                             .low = -5,
+                             .high = 5};
     EXPECT_INT(gsp_multiply(plan, x, samples, &strides, y, choice ? &epilogue : NULL), GSP_OK);
     if (epilogue.bias != NULL) epilogue.bias = gb.data;
     if (epilogue.residual != NULL) epilogue.residual = gr.data;
@@ -227,14 +230,11 @@ static void check_matrix(gsp_context *context, const gsp_shape *shape, gsp_dtype
                 if (plan == NULL) continue;
                 const gsp_plan_info info = gsp_plan_describe(plan);
                 snprintf(what + length, sizeof what - (size_t)length, "%s", info.kernel);
-                check_product(plan, &matrix, info.columns, numbers[n], n % 2 ? 0 : 3, at_end,
-                              &state);
-                for (int s = 0; s < NUMBERS && numbers[n] == 1; s++) { /* the plan for any number */
-                    check_product(plan, &matrix, false, numbers[s], s % 2 ? 0 : 3, at_end, &state);
-                    if (info.strided)
-                        check_product(plan, &matrix, true, numbers[s], s % 2 ? 0 : 3, at_end,
-                                      &state);
-                }
+                /* The plan for 1 takes any number of samples. */
+                for (int i = 0; i < (numbers[n] == 1 ? NUMBERS : 1); i++)
+                    for (int along = info.columns || info.strided ? 3 : 1; along >= 0; along--)
+                        check_product(plan, &matrix, along & 2, along & 1, numbers[n + i],
+                                      (n + i) % 2 ? 0 : 3, at_end, &state);
                 gsp_plan_destroy(plan);
             }
         for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) pages_free(&arrays[i]);

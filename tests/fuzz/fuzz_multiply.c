@@ -115,20 +115,21 @@ static double *take_matrix(gsp_context *context, gsp_bytes *from, gsp_sample *sa
 
 /* ---------------------------------------------------------------- products */
 
-static double activate(double y, gsp_activation activation) {
-    switch (activation) {
+static double activate(double y, const gsp_epilogue *epilogue) {
+    switch (epilogue->activation) {
     case GSP_RELU: return y < 0 ? 0 : y;
     case GSP_SIGMOID: return 1 / (1 + exp(-y));
     case GSP_TANH: return tanh(y);
     case GSP_GELU: return 0.5 * y * erfc(-y * 0.70710678118654752440);
     case GSP_SILU: return y / (1 + exp(-y));
+    case GSP_CLAMP: return fmin(fmax(y, epilogue->low), epilogue->high);
     default: return y;
     }
 }
 
 typedef struct {
-    int64_t n, gap;
-    bool columns, wide;
+    int64_t n;
+    bool wide;
     gsp_strides strides;
     void *x, *bias, *residual, *y;
     gsp_epilogue epilogue;
@@ -177,7 +178,7 @@ static void check(const gsp_matrix *matrix, const uint8_t *mask, const double *d
             /* No activation is steeper than 1.13; its own arithmetic rounds a few times. */
             const double bound = 1.2 * (2 * (double)terms * eps * size + 4 * eps * added) +
                                  8 * eps * fmax(1, fabs(exact));
-            const double wanted = activate(exact, p->epilogue.activation);
+            const double wanted = activate(exact, &p->epilogue);
             MUST(fabs(number_at(p, p->y, place) - wanted) <= bound);
         }
 }
@@ -189,30 +190,31 @@ static void multiply(gsp_context *context, const gsp_sample *sample, const doubl
     static const int64_t numbers[] = {1, 1, 2, 3, 5, 8, 16, 17, 33, 65};
     const int64_t n = numbers[gsp_take_below(from, 10)], gap = gsp_take_below(from, 3);
     const int choice = (int)gsp_take(from, 1);
-    const gsp_activation activation = (gsp_activation)gsp_take_below(from, GSP_SILU + 1);
+    const gsp_activation activation = (gsp_activation)gsp_take_below(from, GSP_CLAMP + 1);
     uint64_t state = gsp_take(from, 4) * 2 + 1;
     gsp_backend backends[GSP_BACKENDS];
     const int count = gsp_backends(backends);
-    for (int kind = 0; kind < 3; kind++) /* a plan for n; that for 1 on n samples; x along them */
+    const bool x_along = gsp_take_below(from, 2), y_along = gsp_take_below(from, 2);
+    for (int kind = 0; kind < 2; kind++) /* a plan for n, and that for 1 on n samples */
         for (int b = 0; b < count; b++) {
             gsp_plan *plan;
             MUST(gsp_plan_create(context, matrix, backends[b], kind ? 1 : n, &plan) == GSP_OK);
             const gsp_plan_info info = gsp_plan_describe(plan);
-            product p = {.n = n,
-                         .columns = kind == 2 ? info.strided : info.columns,
-                         .wide = matrix->dtype == GSP_FLOAT64};
-            const int64_t x_line = (p.columns ? n : cols) + gap,
-                          y_line = (p.columns ? n : rows) + gap;
-            const int64_t y_count = y_line * (p.columns ? rows : n) - gap;
-            p.strides = p.columns ? (gsp_strides){x_line, 1, y_line, 1}
-                                  : (gsp_strides){1, x_line, 1, y_line};
-            p.x = take_numbers(&p, x_line * (p.columns ? cols : n) - gap, &state);
+            product p = {.n = n, .wide = matrix->dtype == GSP_FLOAT64};
+            const bool along = x_along && (info.columns || info.strided);
+            const int64_t x_line = (along ? n : cols) + gap, y_line = (y_along ? n : rows) + gap;
+            const int64_t y_count = y_line * (y_along ? rows : n) - gap;
+            p.strides = (gsp_strides){along ? x_line : 1, along ? 1 : x_line, y_along ? y_line : 1,
+                                      y_along ? 1 : y_line};
+            p.x = take_numbers(&p, x_line * (along ? cols : n) - gap, &state);
             p.y = take_numbers(&p, y_count, &state);
             p.bias = take_numbers(&p, rows, &state);
             p.residual = take_numbers(&p, y_count, &state);
             p.epilogue = (gsp_epilogue){.bias = choice & 1 ? p.bias : NULL,
                                         .residual = choice & 2 ? p.residual : NULL,
-                                        .activation = activation};
+                                        .activation = activation,
+                                        .low = -1,
+                                        .high = 3};
             MUST(gsp_multiply(plan, p.x, n, &p.strides, p.y, &p.epilogue) == GSP_OK);
             check(matrix, sample->mask, dense, &p);
             free(p.x);
