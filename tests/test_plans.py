@@ -31,6 +31,7 @@ PATTERNS = [
     Irregular(),
     Block(1, 16),
     Block(16, 1),
+    Block(1, 4),
     Block(4, 3),
     Block(40, 1),
     Block(2, 33),
@@ -120,6 +121,41 @@ def test_numbers_of_columns(n, backend):
                 assert_product(plans.multiply(sample, given), sample, x)
             y = plans.linear(sample, np.ascontiguousarray(x.T))
             assert_product(y.T, sample, x)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+def test_few_samples_in_any_layout(pattern, backend):
+    """Kernels take up to five samples at once: every number of them, x by sample and by column, aligned and not."""
+    least = pattern.banks if isinstance(pattern, GS) else 1
+    with gs.use_backend(backend):
+        for rows, cols in ((17, 16), (65, 33), (70, 127)):
+            sample = sample_matrix(pattern, (rows, max(least, cols)), seed=cols)
+            room = rng.normal(size=12 * sample.shape[1] + 32).astype(type_of(sample))
+            for n in range(1, 13):
+                for offset in (0, 1, 16):
+                    x = room[offset : offset + n * sample.shape[1]].reshape(n, -1)
+                    assert_product(plans.linear(sample, x).T, sample, x.T)
+                assert_product(plans.multiply(sample, x.reshape(-1, n)), sample, x.reshape(-1, n))
+            assert plans.plan_for(sample).strided
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_more_columns_than_a_copy_holds(backend):
+    """x of 40,000 columns is read where it is; several columns of it go to the kernel for many."""
+    for pattern in (GS(16, 16), Irregular()):
+        sample = sample_matrix(pattern, (20, 40000), density=0.002)
+        x = vector(sample, 3)
+        with gs.use_backend(backend):
+            assert_product(plans.multiply(sample, x), sample, x)
+            assert_product(plans.linear(sample, np.ascontiguousarray(x.T)).T, sample, x)
+            plan = plans.plan_for(sample)
+            assert plan.strided == (backend == "scalar")
+            if not plan.strided:
+                assert plans.plan_for(sample, 3).columns
+                assert_product(plan.multiply(np.ascontiguousarray(x[:, 0])), sample, x[:, 0])
+                with pytest.raises(ValueError, match="sizes do not agree"):
+                    plan.multiply(np.ascontiguousarray(x))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -430,6 +466,55 @@ def test_balanced_masks_need_little_padding():
                 rng.normal(size=indices.shape).astype(np.float32), indices.astype(np.uint8),
                 np.arange(0, rows * bundles + 1, bundles, dtype=np.uint32), None, None)  # fmt: skip
         assert make_plan(core, "avx512", 1).efficiency == 1
+
+
+def balanced(bundles, cols, banks):
+    """A horizontal mask with contiguous banks, row r with bundles[r] bundles; its core and its dense weights."""
+    rows, width = len(bundles), cols // banks
+    dense = np.zeros((rows, cols), np.float32)
+    values, indices = [], []
+    for row, count in enumerate(bundles):
+        picked = np.array([rng.choice(width, count, replace=False) for _ in range(banks)])
+        for index in picked.reshape(banks, count).T:
+            weights = rng.normal(size=banks).astype(np.float32)
+            values.append(weights)
+            indices.append(index.astype(np.uint8))
+            dense[row, np.arange(banks) * width + index] = weights
+    indptr = np.concatenate([[0], np.cumsum(bundles)]).astype(np.uint32)
+    return (("gs", banks, banks, 1), (rows, cols), 1, np.array(values), np.array(indices), indptr, None,
+            None), dense  # fmt: skip
+
+
+@pytest.mark.skipif("avx512" not in BACKENDS, reason="this CPU has no AVX-512")
+@pytest.mark.parametrize("last", [0, 1, 15, 17, 63])
+def test_strips_of_unlike_rows_are_laid_out_apart(last):
+    """Where the count changes inside four strips of 16 rows, each strip has its own steps, and nothing is padded but
+    the last one; sums come back to their rows for any number of samples."""
+    bundles = [3] * 80 + [1] * (48 + last)
+    order = rng.permutation(len(bundles))
+    core, dense = balanced(np.array(bundles)[order], 256, 8)
+    plan = make_plan(core, "avx512", 1)
+    padded = 16 * 8 * -(-last // 16) if last < 63 else 64 * 8
+    assert plan.entries == 8 * (240 + 48 + last)
+    assert plan.slots <= 8 * (240 + 48) + padded
+    for n in range(1, 8):
+        x = rng.normal(size=(n, 256)).astype(np.float32)
+        exact = x.astype(np.float64) @ dense.T
+        bound = 2 * 26 * np.finfo(np.float32).eps * (np.abs(x) @ np.abs(dense).T)
+        assert (np.abs(plan.linear(x, None, 0, None, None) - exact) <= bound).all()
+
+
+@pytest.mark.skipif("avx512" not in BACKENDS, reason="this CPU has no AVX-512")
+@pytest.mark.parametrize("density", [0.03, 0.1, 0.2, 0.5])
+def test_windows_pad_no_more_than_tables_in_fixed_places(density):
+    """Against the count of steps that tables at multiples of their width would take, from the mask alone."""
+    sample = sample_matrix(Irregular(), (256, 512), density=density)
+    plan = make_plan(sample.core(), "avx512", 1)
+    width = int(plan.kernel.split("tables")[1][:2])
+    counts = (sample.dense != 0).reshape(256, 512 // width, width).sum(axis=2)
+    order = np.argsort(-counts.sum(axis=1), kind="stable")
+    fixed = 64 * counts[order].reshape(4, 64, -1).max(axis=1).sum()
+    assert plan.slots < fixed
 
 
 def test_results_do_not_depend_on_threads():
