@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import operator
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
@@ -45,7 +46,7 @@ MAX_TEXT = 100
 CPU_BANK_WIDTH = 32  # columns that two AVX-512 registers of float32 hold
 
 
-class Pattern:
+class Pattern(ABC):
     """What all patterns have in common.
 
     A pattern is immutable, hashable, and equal by its parameters; `str(pattern)` is what
@@ -92,13 +93,13 @@ class Pattern:
         _matrix_shape(shape)
         return self
 
+    @abstractmethod
     def core(self) -> tuple[Any, ...]:
         """Give the tuple that the C core takes.
 
         It is ("gs", banks, per_row, 0 or 1 for contiguous), ("irregular",), ("block", rows, cols)
         or ("nm", n, m).
         """
-        raise NotImplementedError
 
 
 class Banked(Pattern):
