@@ -42,9 +42,10 @@ static PyObject *create(PyObject *module, PyObject *args) {
                           .rows = matrix.rows,
                           .cols = matrix.cols,
                           .typenum = matrix.dtype == GSP_FLOAT64 ? NPY_FLOAT64 : NPY_FLOAT32};
-    Py_BEGIN_ALLOW_THREADS status =
-        gsp_plan_create(state->context, &matrix, backend, n, &made->plan);
-    Py_END_ALLOW_THREADS if (status != GSP_OK) {
+    Py_BEGIN_ALLOW_THREADS
+    status = gsp_plan_create(state->context, &matrix, backend, n, &made->plan);
+    Py_END_ALLOW_THREADS
+    if (status != GSP_OK) {
         made->plan = NULL;
         Py_DECREF(made);
         return gsp_py_raise(module, status, NULL);
@@ -79,9 +80,10 @@ static int overlap(PyArrayObject *a, PyArrayObject *b) {
 static PyObject *run(const plan_object *self, PyArrayObject *x, int64_t samples,
                      const gsp_strides *strides, PyArrayObject *y, const gsp_epilogue *epilogue) {
     gsp_status status;
-    Py_BEGIN_ALLOW_THREADS status =
-        gsp_multiply(self->plan, PyArray_DATA(x), samples, strides, PyArray_DATA(y), epilogue);
-    Py_END_ALLOW_THREADS if (status == GSP_OK) return (PyObject *)y;
+    Py_BEGIN_ALLOW_THREADS
+    status = gsp_multiply(self->plan, PyArray_DATA(x), samples, strides, PyArray_DATA(y), epilogue);
+    Py_END_ALLOW_THREADS
+    if (status == GSP_OK) return (PyObject *)y;
     Py_DECREF(y);
     return gsp_py_raise(self->module, status, NULL);
 }

@@ -125,9 +125,11 @@ static PyObject *choose(PyObject *module, PyObject *args) {
         if (read_choice(PyTuple_GET_ITEM(given, i), &choices[i], &arrays[i]) < 0) goto done;
 
     gsp_status status;
-    Py_BEGIN_ALLOW_THREADS status = gsp_choose(context, choices, (size_t)count, keep,
-                                               greedy ? GSP_GREEDY : GSP_EXACT, &prices, &bound);
-    Py_END_ALLOW_THREADS if (status == GSP_ERROR_SCORE) {
+    Py_BEGIN_ALLOW_THREADS
+    status = gsp_choose(context, choices, (size_t)count, keep, greedy ? GSP_GREEDY : GSP_EXACT,
+                        &prices, &bound);
+    Py_END_ALLOW_THREADS
+    if (status == GSP_ERROR_SCORE) {
         Py_ssize_t bad = 0; /* one of them has a fault */
         while (bad < count - 1 && choices[bad].fault < 0) bad++;
         raise_score(module, &choices[bad]);
@@ -211,8 +213,8 @@ static PyObject *check_mask(PyObject *module, PyObject *args) {
     size_t count = 0;
     gsp_status status;
     /* Count first, then collect: violations are rare, and two passes are cheaper than a guess. */
-    Py_BEGIN_ALLOW_THREADS status =
-        gsp_check(context, data, rows, cols, &pattern, row_order, NULL, 0, &count);
+    Py_BEGIN_ALLOW_THREADS
+    status = gsp_check(context, data, rows, cols, &pattern, row_order, NULL, 0, &count);
     if (status == GSP_OK && count > 0) {
         const size_t room = count;
         list = PyMem_RawCalloc(room, sizeof *list);
@@ -221,7 +223,8 @@ static PyObject *check_mask(PyObject *module, PyObject *args) {
                                           room, &count);
         if (count > room) count = room; /* another thread wrote to the mask meanwhile */
     }
-    Py_END_ALLOW_THREADS PyObject *result = NULL;
+    Py_END_ALLOW_THREADS
+    PyObject *result = NULL;
     if (status != GSP_OK) {
         gsp_py_raise(module, status, NULL);
     } else if ((result = PyList_New((Py_ssize_t)count)) != NULL) {
@@ -253,9 +256,10 @@ static PyObject *complete_mask(PyObject *module, PyObject *args) {
     uint8_t *data = PyArray_DATA(mask);
     int64_t group = -1;
     gsp_status status;
-    Py_BEGIN_ALLOW_THREADS status =
-        gsp_complete(context, data, rows, cols, &pattern, row_order, &group);
-    Py_END_ALLOW_THREADS if (status == GSP_ERROR_MASK) {
+    Py_BEGIN_ALLOW_THREADS
+    status = gsp_complete(context, data, rows, cols, &pattern, row_order, &group);
+    Py_END_ALLOW_THREADS
+    if (status == GSP_ERROR_MASK) {
         char detail[160];
         PyOS_snprintf(detail, sizeof detail,
                       "group %lld has nonzeros that no valid mask of the pattern can all hold",

@@ -30,9 +30,11 @@ static PyObject *probe(PyObject *module, PyObject *args) {
                             GSPI_PROBE_BLOCK, bytes);
     gsp_status status;
     float result;
-    Py_BEGIN_ALLOW_THREADS status = gspi_probe((gsp_backend)backend, (gspi_probe_kind)kind,
-                                               PyArray_DATA(memory), bytes, rounds, &result);
-    Py_END_ALLOW_THREADS if (status != GSP_OK) return gsp_py_raise(module, status, NULL);
+    Py_BEGIN_ALLOW_THREADS
+    status = gspi_probe((gsp_backend)backend, (gspi_probe_kind)kind, PyArray_DATA(memory), bytes,
+                        rounds, &result);
+    Py_END_ALLOW_THREADS
+    if (status != GSP_OK) return gsp_py_raise(module, status, NULL);
     return Py_BuildValue("Lif", (long long)(rounds * gspi_probe_items((gsp_backend)backend, bytes)),
                          gspi_probe_lanes((gsp_backend)backend), result);
 }
