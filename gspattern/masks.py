@@ -294,18 +294,10 @@ def choose_mask(
     if method not in ("exact", "greedy"):
         raise ValueError(f'method must be "exact" or "greedy", got {method!r}')
     budget = _budget(resolved, scores.shape, sparsity, min_per_group, max_per_group)
-    choice = (
-        scores,
-        resolved.core(),
-        resolved.scatter,
-        None,
-        budget.low,
-        -1 if budget.high is None else budget.high,
-        0,
-        -1,
-    )
     try:
-        (result,), prices, bound = _core.choose((choice,), budget.keep, method == "greedy")
+        (result,), prices, bound = _core.choose(
+            (_choice(scores, resolved, budget),), budget.keep, method == "greedy"
+        )
     except PatternError:
         raise _cannot_give(resolved, scores.shape, budget, sparsity) from None
     selection = _selection(result, resolved, budget)
@@ -400,15 +392,12 @@ def choose_masks(
         low, high = _group_limits(pattern, min_per_group, max_per_group)
         budget = _Budget(round((1 - least) * matrix.size), low, high)
         choices.append(
-            (
+            _choice(
                 matrix,
-                pattern.core(),
-                pattern.scatter,
-                None,
-                low,
-                -1 if high is None else high,
-                round((1 - most) * matrix.size),
-                -1 if least == 0 else budget.keep,
+                pattern,
+                budget,
+                min_keep=round((1 - most) * matrix.size),
+                max_keep=-1 if least == 0 else budget.keep,
             )
         )
         resolved[name], budgets[name] = pattern, budget
@@ -557,6 +546,29 @@ def _cannot_give(
     )
 
 
+def _choice(
+    scores: npt.NDArray[np.float32],
+    pattern: Pattern,
+    budget: _Budget,
+    *,
+    scatter: bool | None = None,
+    order: npt.NDArray[np.uint32] | None = None,
+    min_keep: int = 0,
+    max_keep: int = -1,
+) -> tuple[Any, ...]:
+    """One matrix as the C core takes it; -1 stands for no limit."""
+    return (
+        scores,
+        pattern.core(),
+        pattern.scatter if scatter is None else scatter,
+        order,
+        budget.low,
+        -1 if budget.high is None else budget.high,
+        min_keep,
+        max_keep,
+    )
+
+
 def _selection(result: Any, pattern: Pattern, budget: _Budget) -> Selection:
     mask, row_order, bundles, score, kept = result
     return Selection(
@@ -578,8 +590,7 @@ def _prove(scores: npt.NDArray[np.float32], selection: Selection) -> _Proof:
     """Prices for the row order of a selection, from its scores: those of the best mask."""
     budget = selection._budget
     order = None if selection.row_order is None else selection.row_order.astype(np.uint32)
-    high = -1 if budget.high is None else budget.high
-    choice = (scores, selection.pattern.core(), False, order, budget.low, high, 0, -1)
+    choice = _choice(scores, selection.pattern, budget, scatter=False, order=order)
     _, prices, _ = _core.choose((choice,), budget.keep, False)
     return _proof_of(prices, selection, 0.0)
 

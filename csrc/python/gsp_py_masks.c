@@ -6,9 +6,21 @@
 /* The arrays of one choice; the inputs are borrowed from the caller's tuple, the outputs are
  * owned. */
 typedef struct {
-    PyArrayObject *scores, *row_order_in;
+    PyArrayObject *scores;
     PyArrayObject *mask, *row_order, *bundles;
 } choice_arrays;
+
+/* The entries of a row order with one entry per row, or NULL with an error. */
+static uint32_t *read_row_order(PyObject *object, int64_t rows) {
+    PyArrayObject *order = gsp_py_array(object, NPY_UINT32, 1, "row_order");
+    if (order == NULL) return NULL;
+    if (PyArray_DIM(order, 0) != rows) {
+        PyErr_Format(PyExc_ValueError, "row_order must have one entry per row: %zd, got %zd",
+                     (Py_ssize_t)rows, (Py_ssize_t)PyArray_DIM(order, 0));
+        return NULL;
+    }
+    return PyArray_DATA(order);
+}
 
 static PyObject *new_array(int ndim, const npy_intp *shape, int typenum, void **data) {
     PyObject *array = PyArray_SimpleNew(ndim, shape, typenum);
@@ -43,15 +55,8 @@ static int read_choice(PyObject *object, gsp_choice *choice, choice_arrays *arra
     arrays->mask = (PyArrayObject *)new_array(2, shape, NPY_BOOL, (void **)&choice->mask);
     if (arrays->mask == NULL) return -1;
     if (row_order != Py_None) {
-        arrays->row_order_in = gsp_py_array(row_order, NPY_UINT32, 1, "row_order");
-        if (arrays->row_order_in == NULL) return -1;
-        if (PyArray_DIM(arrays->row_order_in, 0) != choice->rows) {
-            PyErr_Format(PyExc_ValueError, "row_order must have one entry per row: %zd, got %zd",
-                         (Py_ssize_t)choice->rows,
-                         (Py_ssize_t)PyArray_DIM(arrays->row_order_in, 0));
-            return -1;
-        }
-        choice->row_order = PyArray_DATA(arrays->row_order_in);
+        choice->row_order = read_row_order(row_order, choice->rows);
+        if (choice->row_order == NULL) return -1;
     }
     if (choice->scatter) {
         arrays->row_order =
@@ -179,48 +184,49 @@ static PyObject *max_bundles(PyObject *module, PyObject *args) {
     return PyLong_FromLongLong(gsp_max_bundles(&pattern, cols, rows));
 }
 
-/* The mask and row order that check_mask and complete_mask take; 0 or -1. */
-static int read_mask(PyObject *mask_object, PyObject *order_object, bool writeable,
-                     PyArrayObject **mask, const uint32_t **row_order) {
-    *mask = writeable ? gsp_py_output(mask_object, NPY_BOOL, 2, "mask")
-                      : gsp_py_array(mask_object, NPY_BOOL, 2, "mask");
-    *row_order = NULL;
-    if (*mask == NULL) return -1;
-    if (order_object == Py_None) return 0;
-    PyArrayObject *order = gsp_py_array(order_object, NPY_UINT32, 1, "row_order");
-    if (order == NULL) return -1;
-    if (PyArray_DIM(order, 0) != PyArray_DIM(*mask, 0)) {
-        PyErr_Format(PyExc_ValueError, "row_order must have one entry per row: %zd, got %zd",
-                     (Py_ssize_t)PyArray_DIM(*mask, 0), (Py_ssize_t)PyArray_DIM(order, 0));
+/* What check_mask and complete_mask work on; the arrays are borrowed from the caller's tuple. */
+typedef struct {
+    gsp_pattern pattern;
+    uint8_t *mask;
+    const uint32_t *row_order; /* or NULL */
+    int64_t rows, cols;
+} mask_arguments;
+
+/* Reads (mask, pattern, row_order or None); 0 or -1. */
+static int read_mask(PyObject *args, bool writeable, mask_arguments *given) {
+    PyObject *mask_object, *order_object;
+    if (!PyArg_ParseTuple(args, "OO&O", &mask_object, gsp_py_pattern, &given->pattern,
+                          &order_object))
         return -1;
-    }
-    *row_order = PyArray_DATA(order);
-    return 0;
+    PyArrayObject *mask = writeable ? gsp_py_output(mask_object, NPY_BOOL, 2, "mask")
+                                    : gsp_py_array(mask_object, NPY_BOOL, 2, "mask");
+    if (mask == NULL) return -1;
+    given->mask = PyArray_DATA(mask);
+    given->rows = PyArray_DIM(mask, 0);
+    given->cols = PyArray_DIM(mask, 1);
+    given->row_order = NULL;
+    if (order_object == Py_None) return 0;
+    given->row_order = read_row_order(order_object, given->rows);
+    return given->row_order == NULL ? -1 : 0;
 }
 
 static PyObject *check_mask(PyObject *module, PyObject *args) {
-    PyObject *mask_object, *order_object;
-    gsp_pattern pattern;
-    PyArrayObject *mask;
-    const uint32_t *row_order;
-    if (!PyArg_ParseTuple(args, "OO&O", &mask_object, gsp_py_pattern, &pattern, &order_object))
-        return NULL;
-    if (read_mask(mask_object, order_object, false, &mask, &row_order) < 0) return NULL;
+    mask_arguments given;
+    if (read_mask(args, false, &given) < 0) return NULL;
     gsp_context *context = gsp_py_state_of(module)->context;
-    const int64_t rows = PyArray_DIM(mask, 0), cols = PyArray_DIM(mask, 1);
-    const uint8_t *data = PyArray_DATA(mask);
     gsp_violation *list = NULL;
     size_t count = 0;
     gsp_status status;
     /* Count first, then collect: violations are rare, and two passes are cheaper than a guess. */
     Py_BEGIN_ALLOW_THREADS
-    status = gsp_check(context, data, rows, cols, &pattern, row_order, NULL, 0, &count);
+    status = gsp_check(context, given.mask, given.rows, given.cols, &given.pattern, given.row_order,
+                       NULL, 0, &count);
     if (status == GSP_OK && count > 0) {
         const size_t room = count;
         list = PyMem_RawCalloc(room, sizeof *list);
         status = list == NULL ? GSP_ERROR_MEMORY
-                              : gsp_check(context, data, rows, cols, &pattern, row_order, list,
-                                          room, &count);
+                              : gsp_check(context, given.mask, given.rows, given.cols,
+                                          &given.pattern, given.row_order, list, room, &count);
         if (count > room) count = room; /* another thread wrote to the mask meanwhile */
     }
     Py_END_ALLOW_THREADS
@@ -244,20 +250,14 @@ static PyObject *check_mask(PyObject *module, PyObject *args) {
 }
 
 static PyObject *complete_mask(PyObject *module, PyObject *args) {
-    PyObject *mask_object, *order_object;
-    gsp_pattern pattern;
-    PyArrayObject *mask;
-    const uint32_t *row_order;
-    if (!PyArg_ParseTuple(args, "OO&O", &mask_object, gsp_py_pattern, &pattern, &order_object))
-        return NULL;
-    if (read_mask(mask_object, order_object, true, &mask, &row_order) < 0) return NULL;
+    mask_arguments given;
+    if (read_mask(args, true, &given) < 0) return NULL;
     gsp_context *context = gsp_py_state_of(module)->context;
-    const int64_t rows = PyArray_DIM(mask, 0), cols = PyArray_DIM(mask, 1);
-    uint8_t *data = PyArray_DATA(mask);
     int64_t group = -1;
     gsp_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = gsp_complete(context, data, rows, cols, &pattern, row_order, &group);
+    status = gsp_complete(context, given.mask, given.rows, given.cols, &given.pattern,
+                          given.row_order, &group);
     Py_END_ALLOW_THREADS
     if (status == GSP_ERROR_MASK) {
         char detail[160];
