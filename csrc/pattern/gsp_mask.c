@@ -19,24 +19,33 @@ static gsp_status check_choice(const gsp_choice *choice) {
     return GSP_OK;
 }
 
+/* Whether the masks of a choice depend on where an irregular mask would end: as a first guess, or
+ * because that is what they are. */
+static bool needs_threshold(const gsp_choice *choice, size_t count) {
+    return (choice->pattern.kind == GSP_GS && choice->pattern.per_row < choice->pattern.banks) ||
+           gspi_is_alone(choice, count, GSP_IRREGULAR);
+}
+
 /* What the pattern can keep; GSP_ERROR_BUDGET if a group cannot hold min_per_group. */
 static gsp_status set_limits(gsp_choice *choice) {
     const gsp_pattern *pattern = &choice->pattern;
     choice->least = 0;
     choice->most = choice->rows * choice->cols;
     if (pattern->kind != GSP_GS) return GSP_OK;
-    const int64_t group_rows = gsp_group_rows(pattern), groups = gsp_groups(pattern, choice->rows);
     choice->most = 0;
-    for (int64_t group = groups - 1; group >= 0; group--) {
-        const int64_t rows = gspi_min(group_rows, choice->rows - group * group_rows);
-        int64_t most = choice->cols == 0 ? 0 : gsp_max_bundles(pattern, choice->cols, rows);
+    const int64_t group_rows = gsp_group_rows(pattern), rest = choice->rows % group_rows;
+    const struct {
+        int64_t groups, rows;
+    } kinds[] = {{choice->rows / group_rows, group_rows}, {rest > 0, rest}}; /* full, short */
+    for (int i = 0; i < 2; i++) {
+        if (kinds[i].groups == 0) continue;
+        const int64_t size = kinds[i].groups * kinds[i].rows * pattern->per_row;
+        int64_t most =
+            choice->cols == 0 ? 0 : gsp_max_bundles(pattern, choice->cols, kinds[i].rows);
         if (choice->max_per_group >= 0) most = gspi_min(most, choice->max_per_group);
         GSP_CHECK(choice->min_per_group <= most, GSP_ERROR_BUDGET);
-        /* All groups but the last are alike. */
-        const int64_t alike = group == groups - 1 ? 1 : groups - 1;
-        choice->least += alike * choice->min_per_group * rows * pattern->per_row;
-        choice->most += alike * most * rows * pattern->per_row;
-        if (group < groups - 1) break;
+        choice->least += size * choice->min_per_group;
+        choice->most += size * most;
     }
     return GSP_OK;
 }
@@ -60,14 +69,21 @@ static gsp_status tally_row(void *argument, int64_t row, int worker) {
 
 /* ------------------------------------------------------------------- results */
 
+/* What price_row works on. */
+typedef struct {
+    const gspi_task *work;
+    gsp_prices *prices;
+    double lambda;
+} pricing;
+
 /* Prices of rows with per_row = banks: of each bank, between its last score kept and the next,
  * so that they sum to lambda wherever the row may have more and fewer bundles. One entry proves
  * a row for all n. */
 static gsp_status price_row(void *argument, int64_t entry, int worker) {
-    void **both = argument;
-    gspi_task *work = both[0];
-    gsp_prices *prices = both[1];
-    const double lambda = *(double *)both[2];
+    const pricing *job = argument;
+    const gspi_task *work = job->work;
+    gsp_prices *prices = job->prices;
+    const double lambda = job->lambda;
     const gspi_grid *grid = &work->grid;
     const int64_t banks = grid->banks;
     /* Entries are by grouped position; ladders by row. */
@@ -123,11 +139,10 @@ static gsp_status make_prices(gsp_context *context, gspi_task *work, gsp_prices 
     if (work->survey != NULL) {
         gspi_survey_prices(work->survey, prices);
     } else {
-        double next = gspi_next_gain(work->ladders, work->count),
-               last = gspi_last_gain(work->ladders, work->count);
-        double lambda = next > -INFINITY ? next : last < INFINITY ? last : 0;
-        void *both[] = {work, prices, &lambda};
-        (void)gspi_parallel_on(work->context, work->workers, work->count, price_row, both);
+        const double next = gspi_next_gain(work->ladders, work->count);
+        const double last = gspi_last_gain(work->ladders, work->count);
+        pricing job = {work, prices, next > -INFINITY ? next : last < INFINITY ? last : 0};
+        (void)gspi_parallel_on(work->context, work->workers, work->count, price_row, &job);
     }
     *made = prices;
     return GSP_OK;
@@ -235,7 +250,7 @@ static gsp_status solve(gsp_context *context, gspi_task *tasks, size_t count, in
         gspi_task *work = &tasks[i];
         gsp_choice *choice = work->choice;
         work->threshold = threshold;
-        GSP_TRY(gspi_count_above(work));
+        if (needs_threshold(choice, count)) GSP_TRY(gspi_count_above(work));
         work->share = keep;
         if (count > 1) {
             work->share = 0;
@@ -286,8 +301,10 @@ gsp_status gsp_choose(gsp_context *context, gsp_choice *choices, size_t count, i
 
     gspi_task *tasks = gspi_calloc(context, count, sizeof *tasks);
     GSP_CHECK(tasks != NULL, GSP_ERROR_MEMORY);
-    float threshold;
-    gsp_status status = gspi_find_threshold(context, choices, count, keep, &threshold);
+    bool look = false;
+    for (size_t i = 0; i < count; i++) look |= needs_threshold(&choices[i], count);
+    float threshold; /* without a use for it, the scores are only checked */
+    gsp_status status = gspi_find_threshold(context, choices, count, look ? keep : 0, &threshold);
     for (size_t i = 0; i < count && status == GSP_OK; i++)
         status = open_task(context, &tasks[i], &choices[i], (int64_t)i);
     if (status == GSP_OK && choices[0].pattern.kind != GSP_NM)
