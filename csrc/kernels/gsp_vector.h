@@ -54,6 +54,15 @@ GSPI_VECTOR void v_store_some(float *a, gspi_v_mask some, gspi_v v) {
     _mm512_mask_storeu_ps(a, some, v);
 }
 
+/* Lane 4 r + s: the sum of lanes 4 r .. 4 r + 3 of sum[s]. */
+GSPI_VECTOR gspi_v v_sum_fours(const gspi_v sum[4]) {
+    const __m512 a = _mm512_add_ps(_mm512_unpacklo_ps(sum[0], sum[1]),
+                                   _mm512_unpackhi_ps(sum[0], sum[1])),
+                 b = _mm512_add_ps(_mm512_unpacklo_ps(sum[2], sum[3]),
+                                   _mm512_unpackhi_ps(sum[2], sum[3]));
+    return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
+}
+
 /* m[i][j] = m[j][i] */
 GSPI_VECTOR void v_transpose(gspi_v m[V_LANES]) {
     __m512 t[16];
@@ -125,6 +134,11 @@ GSPI_VECTOR gspi_v v_load_some(const float *a, gspi_v_mask some) {
 }
 GSPI_VECTOR void v_store_some(float *a, gspi_v_mask some, gspi_v v) {
     _mm256_maskstore_ps(a, some, v);
+}
+
+GSPI_VECTOR gspi_v v_sum_fours(const gspi_v sum[4]) {
+    const __m256 a = _mm256_hadd_ps(sum[0], sum[1]), b = _mm256_hadd_ps(sum[2], sum[3]);
+    return _mm256_hadd_ps(a, b);
 }
 
 GSPI_VECTOR void v_transpose(gspi_v m[V_LANES]) {

@@ -13,15 +13,11 @@
  * padding that a narrower table brings; the plan counts it. VFMADD: 2 a cycle. There is no gather: width 8 with one
  * element in a step costs no more than VGATHERDPS for it. */
 #if defined(__AVX2__) && defined(__FMA__)
-#include <immintrin.h>
-
-#include "gsp_kernels.h"
+#include "spmv_tables.h"
 
 #define LANES 8
 #define QUAD (20 * LANES)
 #define AT_ONCE 2 /* samples */
-/* Quads come from L2 in most layers; asking for them this far ahead gains 10 to 20 % on Zen 5. */
-#define AHEAD 2560
 #define INLINE static inline __attribute__((always_inline))
 
 /* All samples of a product, in pairs, with a loop that is compiled for two and for one. */
@@ -33,26 +29,6 @@
         some.x = (const float *)some.x + AT_ONCE * some.x_sample;                                  \
         some.y = (float *)some.y + AT_ONCE * some.y_sample;                                        \
     }
-
-INLINE void prefetch(const unsigned char *quad) {
-    for (int line = 0; line < QUAD; line += 64)
-        _mm_prefetch((const char *)quad + AHEAD + line, _MM_HINT_T0);
-}
-
-/* Writes the first `count` lanes to y[places of `row_map`, or those from `place` on]. */
-INLINE void store(const gsp_plan *plan, const gspi_product *product, int64_t sample, int64_t place,
-                  __m256 sum) {
-    const int64_t left = plan->matrix.rows - place, y_row = product->y_row;
-    float *y = (float *)product->y + sample * product->y_sample;
-    if (plan->row_map == NULL && left >= LANES && y_row == 1) {
-        _mm256_storeu_ps(y + place, sum);
-        return;
-    }
-    float lanes[LANES];
-    _mm256_storeu_ps(lanes, sum);
-    for (int64_t i = 0; i < (left < LANES ? left : LANES); i++)
-        y[(plan->row_map == NULL ? place + i : plan->row_map[place + i]) * y_row] = lanes[i];
-}
 
 /* ----------------------------------------------------------------- tables */
 
@@ -75,12 +51,6 @@ INLINE __m256 look_up(const float *x, __m256i words, int byte, int width) {
     return found;
 }
 
-/* Four sums of strips whose rows have four lanes each: lane 4 r + s is row r of strip s, summed. */
-INLINE __m256 sum_fours(const __m256 *sum) {
-    const __m256 a = _mm256_hadd_ps(sum[0], sum[1]), b = _mm256_hadd_ps(sum[2], sum[3]);
-    return _mm256_hadd_ps(a, b);
-}
-
 /* Units of four strips. */
 INLINE void across(const gsp_plan *plan, const gspi_product *product, int64_t first, int64_t last,
                    int width, int samples) {
@@ -94,7 +64,7 @@ INLINE void across(const gsp_plan *plan, const gspi_product *product, int64_t fi
             for (int i = 0; i < 4; i++) sum[s][i] = _mm256_setzero_ps();
         for (uint64_t left = start[unit + 1] - start[unit]; left > 0; left--) {
             const float *table = x + *tables++, *values = (const float *)(quad + 4 * LANES);
-            prefetch(quad);
+            prefetch(quad, QUAD);
             const __m256i words = _mm256_load_si256((const __m256i *)quad);
             for (int s = 0; s < samples; s++)
                 for (int i = 0; i < 4; i++)
@@ -103,15 +73,7 @@ INLINE void across(const gsp_plan *plan, const gspi_product *product, int64_t fi
                                         _mm256_load_ps(values + i * LANES), sum[s][i]);
             quad += QUAD;
         }
-        for (int s = 0; s < samples; s++) {
-            if (plan->per_row > 1) {
-                store(plan, product, s, unit * LANES, sum_fours(sum[s]));
-                continue;
-            }
-            for (int i = 0; i < 4; i++)
-                if ((4 * unit + i) * LANES < plan->matrix.rows)
-                    store(plan, product, s, (4 * unit + i) * LANES, sum[s][i]);
-        }
+        for (int s = 0; s < samples; s++) store_across(plan, product, s, unit, sum[s]);
     }
 }
 
@@ -128,7 +90,7 @@ INLINE void along(const gsp_plan *plan, const gspi_product *product, int64_t fir
             for (int i = 0; i < 4; i++) sum[s][i] = _mm256_setzero_ps();
         for (uint64_t left = start[unit + 1] - start[unit]; left > 0; left--) {
             const float *values = (const float *)(quad + 4 * LANES);
-            prefetch(quad);
+            prefetch(quad, QUAD);
             const __m256i words = _mm256_load_si256((const __m256i *)quad);
             for (int i = 0; i < 4; i++)
                 for (int s = 0; s < samples; s++)
@@ -139,9 +101,9 @@ INLINE void along(const gsp_plan *plan, const gspi_product *product, int64_t fir
             quad += QUAD;
         }
         for (int s = 0; s < samples; s++)
-            store(plan, product, s, (3 * plan->fours + unit) * LANES,
-                  _mm256_add_ps(_mm256_add_ps(sum[s][0], sum[s][1]),
-                                _mm256_add_ps(sum[s][2], sum[s][3])));
+            store_along(plan, product, s, unit,
+                        _mm256_add_ps(_mm256_add_ps(sum[s][0], sum[s][1]),
+                                      _mm256_add_ps(sum[s][2], sum[s][3])));
     }
 }
 

@@ -18,14 +18,10 @@
  * pace of one sample, and permutes that of several. The register file as scratchpad follows from the banks of
  * arXiv 2112.10898. */
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
-#include <immintrin.h>
-
-#include "gsp_kernels.h"
+#include "spmv_tables.h"
 
 #define LANES 16
 #define QUAD (20 * LANES)
-/* Quads come from L2 in most layers; asking for them this far ahead gains 10 to 20 % on Zen 5. */
-#define AHEAD 2560
 #define INLINE static inline __attribute__((always_inline))
 /* Calls a loop compiled for each number of samples. */
 #define FOR_SAMPLES(count, call)                                                                   \
@@ -37,32 +33,6 @@
     default: call(5); break;                                                                       \
     }
 
-INLINE void prefetch(const unsigned char *quad) {
-    for (int line = 0; line < QUAD; line += 64)
-        _mm_prefetch((const char *)quad + AHEAD + line, _MM_HINT_T0);
-}
-
-/* Writes the sums of places [place, place + 16) of a sample, as far as there are rows. */
-INLINE void store(const gsp_plan *plan, const gspi_product *product, int64_t sample, int64_t place,
-                  __m512 sum) {
-    const int64_t left = plan->matrix.rows - place, y_row = product->y_row;
-    if (left <= 0) return;
-    float *y = (float *)product->y + sample * product->y_sample;
-    const __mmask16 here = left >= LANES ? 0xffff : (__mmask16)((1u << left) - 1);
-    if (y_row == 1 && plan->row_map == NULL) {
-        _mm512_mask_storeu_ps(y + place, here, sum);
-    } else {
-        float lanes[LANES];
-        _mm512_storeu_ps(lanes, sum);
-        const uint32_t *rows = plan->row_map;
-        if (rows != NULL && left >= LANES && y_row == 1)
-            for (int i = 0; i < LANES; i++) y[rows[place + i]] = lanes[i];
-        else
-            for (int64_t i = 0; i < (left < LANES ? left : LANES); i++)
-                y[(rows == NULL ? place + i : rows[place + i]) * y_row] = lanes[i];
-    }
-}
-
 /* ----------------------------------------------------------------- tables */
 
 /* The entries of one table, `width` floats from x on, at 16 positions; `upper`: bit 5 of each. */
@@ -73,27 +43,6 @@ INLINE __m512 look_up(const float *x, __m512i positions, __mmask16 upper, int wi
     return _mm512_mask_mov_ps(low, upper,
                               _mm512_permutex2var_ps(_mm512_loadu_ps(x + 2 * LANES), positions,
                                                      _mm512_loadu_ps(x + 3 * LANES)));
-}
-
-/* Splits the words of a quad into the positions of its four steps. */
-INLINE void split(const unsigned char *quad, __m512i positions[4], __mmask16 upper[4]) {
-    __m512i words = _mm512_load_si512(quad);
-    __asm__("" : "+v"(words)); /* or GCC loads them once for every shift */
-    positions[0] = words;
-    positions[1] = _mm512_srli_epi32(words, 8);
-    positions[2] = _mm512_srli_epi32(words, 16);
-    positions[3] = _mm512_srli_epi32(words, 24);
-    for (int i = 0; i < 4; i++)
-        upper[i] = _mm512_test_epi32_mask(words, _mm512_set1_epi32(32 << 8 * i));
-}
-
-/* Four sums of strips whose rows have four lanes each: lane 4 r + s is row r of strip s, summed. */
-INLINE __m512 sum_fours(const __m512 *sum) {
-    const __m512 a = _mm512_add_ps(_mm512_unpacklo_ps(sum[0], sum[1]),
-                                   _mm512_unpackhi_ps(sum[0], sum[1])),
-                 b = _mm512_add_ps(_mm512_unpacklo_ps(sum[2], sum[3]),
-                                   _mm512_unpackhi_ps(sum[2], sum[3]));
-    return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
 }
 
 /* Units of four strips. */
@@ -111,7 +60,7 @@ INLINE void across(const gsp_plan *plan, const gspi_product *product, int64_t fi
             const float *table = x + *tables++, *values = (const float *)(quad + 4 * LANES);
             __m512i positions[4];
             __mmask16 upper[4];
-            prefetch(quad);
+            prefetch(quad, QUAD);
             split(quad, positions, upper);
             for (int s = 0; s < samples; s++)
                 for (int i = 0; i < 4; i++)
@@ -120,13 +69,7 @@ INLINE void across(const gsp_plan *plan, const gspi_product *product, int64_t fi
                         _mm512_load_ps(values + i * LANES), sum[s][i]);
             quad += QUAD;
         }
-        for (int s = 0; s < samples; s++) {
-            if (plan->per_row > 1) {
-                store(plan, product, s, unit * LANES, sum_fours(sum[s]));
-                continue;
-            }
-            for (int i = 0; i < 4; i++) store(plan, product, s, (4 * unit + i) * LANES, sum[s][i]);
-        }
+        for (int s = 0; s < samples; s++) store_across(plan, product, s, unit, sum[s]);
     }
 }
 
@@ -146,7 +89,7 @@ INLINE void along(const gsp_plan *plan, const gspi_product *product, int64_t fir
             const float *values = (const float *)(quad + 4 * LANES);
             __m512i positions[4];
             __mmask16 upper[4];
-            prefetch(quad);
+            prefetch(quad, QUAD);
             split(quad, positions, upper);
             for (int i = 0; i < 4; i++)
                 for (int s = 0; s < samples; s++)
@@ -157,11 +100,10 @@ INLINE void along(const gsp_plan *plan, const gspi_product *product, int64_t fir
             tables += 4;
             quad += QUAD;
         }
-        const int64_t place = (3 * plan->fours + unit) * LANES;
         for (int s = 0; s < samples; s++) {
             __m512 all = _mm512_add_ps(sum[s][0], sum[s][1]);
             if (sums == 4) all = _mm512_add_ps(all, _mm512_add_ps(sum[s][2], sum[s][3]));
-            store(plan, product, s, place, all);
+            store_along(plan, product, s, unit, all);
         }
     }
 }
@@ -227,7 +169,8 @@ INLINE void part(const gspi_product *product, const uint32_t *runs, int64_t coun
     for (; run + sums <= count; run += sums)
         for (int i = 0; i < sums; i++) {
             const __m512 value = _mm512_load_ps(values + (run + i) * LANES);
-            if (wide) _mm_prefetch((const char *)(values + (run + i) * LANES) + AHEAD, _MM_HINT_T0);
+            if (wide)
+                _mm_prefetch((const char *)(values + (run + i) * LANES) + SPMV_AHEAD, _MM_HINT_T0);
             for (int s = 0; s < samples; s++)
                 sum[s][i] = _mm512_fmadd_ps(factor(x + runs[run + i] + s * product->x_sample, wide),
                                             value, sum[s][i]);
@@ -236,7 +179,7 @@ INLINE void part(const gspi_product *product, const uint32_t *runs, int64_t coun
     for (int i = 0; i < sums - 1; i++, run++) {
         if (run >= count) break;
         const __m512 value = _mm512_load_ps(values + run * LANES);
-        if (wide) _mm_prefetch((const char *)(values + run * LANES) + AHEAD, _MM_HINT_T0);
+        if (wide) _mm_prefetch((const char *)(values + run * LANES) + SPMV_AHEAD, _MM_HINT_T0);
         for (int s = 0; s < samples; s++)
             sum[s][i] = _mm512_fmadd_ps(factor(x + runs[run] + s * product->x_sample, wide), value,
                                         sum[s][i]);
