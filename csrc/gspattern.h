@@ -320,6 +320,56 @@ typedef struct gsp_strides {
 GSP_API gsp_status gsp_multiply(const gsp_plan *plan, const void *x, int64_t samples,
                                 const gsp_strides *strides, void *y, const gsp_epilogue *epilogue);
 
+/* --------------------------------------------------------------- recurrent */
+
+/* With the sums a = W_ih x + input_bias and b = W_hh h + hidden_bias of each gate, gates in the order of their rows:
+ *   LSTM    i, f, o = sigmoid(a + b), g = tanh(a + b)          order i f g o
+ *           c = f * c + i * g,  h = o * tanh(c)
+ *   GRU     r, z = sigmoid(a + b),  n = tanh(a + r * b)        order r z n
+ *           h = (1 - z) * n + z * h */
+typedef enum gsp_cell { GSP_LSTM = 0, GSP_GRU = 1 } gsp_cell;
+
+/* Weights of one layer in one direction. A plan for columns (gsp_plan_describe) is best from some ten samples of a
+ * product on: the input product has those of many steps, the hidden one those of one. */
+typedef struct gsp_recurrent_layer {
+    const gsp_plan
+        *input; /* W_ih: gates * hidden rows; cols: features of x, or of the layer below */
+    const gsp_plan *hidden; /* W_hh: gates * hidden rows, hidden cols */
+    const void *input_bias, *hidden_bias; /* gates * hidden, or NULL */
+} gsp_recurrent_layer;
+
+/* Layers on top of one another: weights[layer * directions + direction]. Direction 1 runs from the end of each
+ * sequence to its beginning; what both give lies side by side. All plans are of one context. */
+typedef struct gsp_recurrent {
+    gsp_cell cell;
+    int64_t layers;
+    int directions; /* 1 or 2 */
+    const gsp_recurrent_layer *weights;
+} gsp_recurrent;
+
+/* Sequences in time order, longest first: step t has the first batch_sizes[t] of them, and its samples follow those
+ * of step t - 1. Everything is double with float64 plans, else float. No two arrays may overlap, but h0 may be h_n,
+ * and c0 c_n. */
+typedef struct gsp_sequences {
+    int64_t steps; /* at least 1 */
+    int64_t batch; /* sequences */
+    const int64_t
+        *batch_sizes; /* steps, never rising, the first of them batch; NULL: batch at every step */
+    const void *x; /* [samples][features] */
+    const void *h0, *c0; /* [layers * directions][batch][hidden], or NULL for zeros; c0: LSTM */
+    void *y; /* [samples][directions * hidden]: h of the last layer at every step */
+    void *h_n, *c_n; /* as h0: the state behind each sequence's end; c_n: LSTM */
+} gsp_sequences;
+
+/* Bytes that gsp_recurrent_run needs; of the sequences, only their numbers are read. GSP_ERROR_SHAPE if something
+ * does not fit together, GSP_ERROR_DTYPE if float64 plans are among others. */
+GSP_API gsp_status gsp_recurrent_workspace(const gsp_recurrent *recurrent,
+                                           const gsp_sequences *sequences, size_t *bytes);
+/* Runs all steps of all layers. The workspace is the caller's, aligned to 64 bytes, and holds nothing between calls.
+ * Nothing is allocated; the statuses are those of gsp_recurrent_workspace. */
+GSP_API gsp_status gsp_recurrent_run(const gsp_recurrent *recurrent, const gsp_sequences *sequences,
+                                     void *workspace);
+
 #ifdef __cplusplus
 }
 #endif

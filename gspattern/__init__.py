@@ -77,6 +77,7 @@ from gspattern.plans import (
     set_num_threads,
     use_backend,
 )
+from gspattern.recurrent import gru, gru_cell, lstm, lstm_cell
 
 __all__ = [
     # errors
@@ -127,7 +128,11 @@ __all__ = [
     "backends",
     "cpu_info",
     "get_num_threads",
+    "gru",
+    "gru_cell",
     "linear",
+    "lstm",
+    "lstm_cell",
     "multiply",
     "plan_for",
     "set_num_threads",

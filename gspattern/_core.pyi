@@ -78,6 +78,19 @@ class Plan:
 def backends() -> tuple[str, ...]: ...
 def plan(core: tuple[Any, ...], backend: str, n: int, /) -> Plan: ...
 
+# recurrent layers
+def recurrent(
+    cell: int,
+    directions: int,
+    plans: tuple[Plan, ...],
+    biases: tuple[npt.NDArray[Any] | None, ...],
+    x: npt.NDArray[Any],
+    batch_sizes: npt.NDArray[np.int64] | None,
+    h0: npt.NDArray[Any] | None,
+    c0: npt.NDArray[Any] | None,
+    /,
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any] | None]: ...
+
 # probes: kinds are "read", "ahead", "permute", "step", "fma", "load_fma"
 def probe(
     backend: str, kind: str, memory: npt.NDArray[np.float32], rounds: int, /

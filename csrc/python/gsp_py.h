@@ -13,15 +13,20 @@
 #endif
 #include <numpy/arrayobject.h>
 
+#include <stdatomic.h>
 #include <stdbool.h>
 
 #include "../gspattern.h"
+
+/* Memory that was used and is free, or NULL: its first word is its size. Taken and given back by an exchange. */
+typedef _Atomic(size_t *) gsp_py_spare;
 
 typedef struct gsp_py_state {
     gsp_context *context;
     PyObject *pattern_error; /* gspattern.PatternError */
     PyObject *format_error;  /* gspattern.FormatError */
     PyObject *plan_type;     /* gspattern.Plan */
+    gsp_py_spare spare;      /* workspace of recurrent layers */
 } gsp_py_state;
 
 static inline gsp_py_state *gsp_py_state_of(PyObject *module) {
@@ -48,9 +53,18 @@ int gsp_py_pattern(PyObject *object, void *pattern);
  * gsp_py_array. */
 int gsp_py_matrix(PyObject *core, gsp_matrix *matrix, gsp_lengths *lengths);
 
+/* What a Plan holds: typenum is that of x and y; -1 with an error if `object` is no Plan. */
+typedef struct gsp_py_plan_view {
+    const gsp_plan *plan;
+    int64_t rows, cols;
+    int typenum;
+} gsp_py_plan_view;
+int gsp_py_plan(PyObject *module, PyObject *object, gsp_py_plan_view *view);
+
 extern PyMethodDef gsp_py_masks_methods[];
 extern PyMethodDef gsp_py_matrices_methods[];
 extern PyMethodDef gsp_py_kernels_methods[];
+extern PyMethodDef gsp_py_recurrent_methods[];
 extern PyMethodDef gsp_py_probe_methods[];
 
 /* Adds the types of a topic to the module; 0 or -1 with an error set. */

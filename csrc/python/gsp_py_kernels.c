@@ -63,6 +63,16 @@ static void plan_dealloc(PyObject *self) {
     Py_DECREF(type);
 }
 
+int gsp_py_plan(PyObject *module, PyObject *object, gsp_py_plan_view *view) {
+    if (!Py_IS_TYPE(object, (PyTypeObject *)gsp_py_state_of(module)->plan_type)) {
+        PyErr_Format(PyExc_TypeError, "expected a Plan, got %s", Py_TYPE(object)->tp_name);
+        return -1;
+    }
+    const plan_object *plan = (const plan_object *)object;
+    *view = (gsp_py_plan_view){plan->plan, plan->rows, plan->cols, plan->typenum};
+    return 0;
+}
+
 /* ---------------------------------------------------------------- multiply */
 
 static int check_size(npy_intp got, int64_t expected, const char *name, const char *what) {

@@ -160,6 +160,7 @@ static int module_exec(PyObject *module) {
     if (PyModule_AddFunctions(module, gsp_py_masks_methods) < 0) return -1;
     if (PyModule_AddFunctions(module, gsp_py_matrices_methods) < 0) return -1;
     if (PyModule_AddFunctions(module, gsp_py_kernels_methods) < 0) return -1;
+    if (PyModule_AddFunctions(module, gsp_py_recurrent_methods) < 0) return -1;
     if (PyModule_AddFunctions(module, gsp_py_probe_methods) < 0) return -1;
     return gsp_py_kernels_types(module);
 }
@@ -184,6 +185,7 @@ static void module_free(void *module) {
     gsp_py_state *state = gsp_py_state_of(module);
     if (state == NULL) return;
     module_clear(module);
+    PyMem_RawFree(atomic_exchange(&state->spare, NULL));
     gsp_context_destroy(state->context);
     state->context = NULL;
 }
