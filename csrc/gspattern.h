@@ -320,6 +320,35 @@ typedef struct gsp_strides {
 GSP_API gsp_status gsp_multiply(const gsp_plan *plan, const void *x, int64_t samples,
                                 const gsp_strides *strides, void *y, const gsp_epilogue *epilogue);
 
+/* ---------------------------------------------------------------- convolve */
+
+/* Images of one tensor: channel c of pixel (row, col) of image b is at b * image_step + c * channel_step + row *
+ * row_step + col * col_step, in elements. */
+typedef struct gsp_images {
+    int64_t rows, cols; /* pixels; one-dimensional signals have one row */
+    int64_t image_step, channel_step, row_step, col_step;
+} gsp_images;
+
+/* Which pixels of x meet which weight: that of tap (i, j) and channel c is in column (i * kernel[1] + j) * channels + c
+ * of the matrix, and meets, for pixel (row, col) of y, pixel (row * stride[0] + i * dilation[0] - before[0], col *
+ * stride[1] + j * dilation[1] - before[1]) of x, or 0 if there is none. Pairs are rows first, then cols. */
+typedef struct gsp_convolution {
+    int64_t images, channels; /* channels of x; y has as many as the matrix has rows */
+    gsp_images x, y;
+    int64_t kernel[2], stride[2], dilation[2], before[2];
+    /* For each image, or NULL: columns of x that count, as if those behind were 0, and columns of y that are wanted:
+     * those behind become 0. */
+    const int64_t *x_cols, *y_cols;
+} gsp_convolution;
+
+/* y = activation(x convolved with W + bias + residual); y, residual and x as in gsp_multiply, bias one for each
+ * channel of y. The plan is one for columns (gsp_plan_describe), made for any number. channel_step or col_step of x
+ * must be 1, and of y; GSP_ERROR_SHAPE otherwise, and if the matrix has not channels * kernel[0] * kernel[1] columns, a
+ * size is negative or above 2^30, a kernel, stride or dilation is 0, or x_cols or y_cols are not within the images.
+ * Nothing is copied but a few KiB at a time. Neither allocates nor fails once the arguments are right. */
+GSP_API gsp_status gsp_convolve(const gsp_plan *plan, const gsp_convolution *convolution,
+                                const void *x, void *y, const gsp_epilogue *epilogue);
+
 /* --------------------------------------------------------------- recurrent */
 
 /* With the sums a = W_ih x + input_bias and b = W_hh h + hidden_bias of each gate, gates in the order of their rows:

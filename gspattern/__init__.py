@@ -64,6 +64,7 @@ from gspattern.files import (
 
 # isort: split
 # plan, multiply
+from gspattern.conv import conv1d, conv1d_lengths, conv2d
 from gspattern.plans import (
     CpuInfo,
     Plan,
@@ -126,6 +127,9 @@ __all__ = [
     "Plan",
     "backend",
     "backends",
+    "conv1d",
+    "conv1d_lengths",
+    "conv2d",
     "cpu_info",
     "get_num_threads",
     "gru",

@@ -78,6 +78,23 @@ class Plan:
 def backends() -> tuple[str, ...]: ...
 def plan(core: tuple[Any, ...], backend: str, n: int, /) -> Plan: ...
 
+# conv: x and y lie as [images, channels, rows, cols] or, with x_last or y_last, [images, rows, cols, channels];
+# geometry is (kernel, stride, dilation, padding before), a pair each
+def convolve(
+    plan: Plan,
+    x: npt.NDArray[Any],
+    y: npt.NDArray[Any],
+    x_last: bool,
+    y_last: bool,
+    geometry: tuple[tuple[int, ...], ...],
+    bias: npt.NDArray[Any] | None,
+    activation: int | tuple[int, float, float],
+    residual: npt.NDArray[Any] | None,
+    x_cols: npt.NDArray[np.int64] | None,
+    y_cols: npt.NDArray[np.int64] | None,
+    /,
+) -> None: ...
+
 # recurrent layers
 def recurrent(
     cell: int,

@@ -352,6 +352,20 @@ def _clamp(activation: object) -> tuple[int, float, float] | None:
     return None
 
 
+def _activation_number(activation: Activation) -> int | tuple[int, float, float]:
+    """The activation as the core takes it."""
+    number: int | tuple[int, float, float] | None
+    if activation is None or isinstance(activation, str):
+        number = _ACTIVATION_NUMBERS.get(activation)
+    else:
+        number = _clamp(activation)
+    if number is None:
+        raise ValueError(
+            f"activation must be one of {', '.join(ACTIVATIONS)} or ('clamp', low, high), got {activation!r}"
+        )
+    return number
+
+
 def linear(
     matrix: Matrix,
     x: npt.ArrayLike,
@@ -394,15 +408,7 @@ def linear(
     -----
     An infinite or NaN entry of x may make NaN of outputs of its own sample that do not use it: see `multiply`.
     """
-    number: int | tuple[int, float, float] | None
-    if activation is None or isinstance(activation, str):
-        number = _ACTIVATION_NUMBERS.get(activation)
-    else:
-        number = _clamp(activation)
-    if number is None:
-        raise ValueError(
-            f"activation must be one of {', '.join(ACTIVATIONS)} or ('clamp', low, high), got {activation!r}"
-        )
+    number = _activation_number(activation)
     dtype = _dtype_of(matrix)
     plan: Plan | None = matrix._plans.get((_chosen.get(), False))
     array: Array

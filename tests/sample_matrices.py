@@ -32,6 +32,7 @@ class Sample:
     row_order: np.ndarray | None
     scales: np.ndarray | None
     dense: np.ndarray
+    kernel_shape: tuple[int, ...] | None = None
     _plans: dict = field(default_factory=dict)
 
     def core(self) -> tuple:

@@ -26,6 +26,10 @@ typedef struct gspi_product {
     int64_t x_col, x_sample, y_row, y_sample;
     const gsp_epilogue
         *epilogue; /* SpMM: residual lies as y does; kernels of stored arrays leave it to others */
+    /* SpMM: NULL, or where x and y lie instead: a sample is a pixel of y, counted from sample `first` on through
+     * the wanted columns of all rows of all images. */
+    const gsp_convolution *convolution;
+    int64_t first;
 } gspi_product;
 
 /* Does the units [first, last) of the plan's work. */
@@ -136,6 +140,17 @@ void gspi_f32_finish__avx512(float *y, int64_t count, const float *scales, const
                              int64_t step, const float *residual, const gsp_epilogue *epilogue);
 void gspi_f32_finish__avx2(float *y, int64_t count, const float *scales, const float *bias,
                            int64_t step, const float *residual, const gsp_epilogue *epilogue);
+
+/* What the scalar kernels of SpMM do if there is a convolution. */
+gspi_kernel gspi_f64_conv__scalar, gspi_f32_conv__scalar, gspi_f16_conv__scalar,
+    gspi_bf16_conv__scalar, gspi_i8_conv__scalar;
+
+/* Whether several threads are worth it for so many samples, or pixels; then at most *workers of them are there. */
+bool gspi_threads_pay(const gsp_plan *plan, int64_t samples, int64_t *workers);
+/* Parts of the work for each thread, so that one that comes late or is interrupted does less of it. */
+#define GSPI_PARTS 4
+/* GSP_ERROR_SHAPE for an unknown activation, or low > high. */
+gsp_status gspi_check_epilogue(const gsp_epilogue *epilogue);
 
 #define GSP_KERNEL(function, ...) gspi_kernel function;
 #include "kernels.inc"

@@ -11,8 +11,6 @@
 #define GSPI_PARALLEL_VECTORS (1 << 19)
 #define GSPI_PARALLEL_SCALARS (1 << 14)
 #define GSPI_WORTH_WAKING 8
-/* Parts of the work for each thread, so that one that comes late or is interrupted does less of it. */
-#define GSPI_PARTS 4
 
 typedef struct {
     const gsp_plan *plan;
@@ -146,14 +144,13 @@ static void multiply_group(const task *t, int64_t group, bool threads) {
                   last = (group + 1) * t->samples / t->groups;
     const gsp_strides *s = &t->strides;
     char *y = t->y + first * s->y_sample * size;
-    const gspi_product product = {t->x + first * s->x_sample * size,
-                                  y,
-                                  last - first,
-                                  s->x_col,
-                                  s->x_sample,
-                                  s->y_row,
-                                  s->y_sample,
-                                  NULL};
+    const gspi_product product = {.x = t->x + first * s->x_sample * size,
+                                  .y = y,
+                                  .samples = last - first,
+                                  .x_col = s->x_col,
+                                  .x_sample = s->x_sample,
+                                  .y_row = s->y_row,
+                                  .y_sample = s->y_sample};
     if (should_copy(t)) run_copied(t, product, threads);
     else run_kernel(t, &product, threads);
     if (s->y_row == 1)
@@ -243,6 +240,23 @@ static void share_columns(const task *t, int64_t workers) {
 
 /* --------------------------------------------------------------- multiply */
 
+gsp_status gspi_check_epilogue(const gsp_epilogue *epilogue) {
+    GSP_CHECK(epilogue->activation >= GSP_NONE && epilogue->activation <= GSP_CLAMP,
+              GSP_ERROR_SHAPE);
+    GSP_CHECK(epilogue->activation != GSP_CLAMP || epilogue->low <= epilogue->high,
+              GSP_ERROR_SHAPE);
+    return GSP_OK;
+}
+
+bool gspi_threads_pay(const gsp_plan *plan, int64_t samples, int64_t *workers) {
+    const uint64_t least =
+        (plan->entry->backend == GSP_SCALAR ? GSPI_PARALLEL_SCALARS : GSPI_PARALLEL_VECTORS) /
+        (uint64_t)samples;
+    *workers = gspi_workers(plan->context, INT64_MAX);
+    return *workers > 1 && plan->slots >= least &&
+           (plan->slots >= GSPI_WORTH_WAKING * least || gspi_is_busy(plan->context));
+}
+
 gsp_status gsp_multiply(const gsp_plan *plan, const void *x, int64_t samples,
                         const gsp_strides *strides, void *y, const gsp_epilogue *epilogue) {
     const bool columns = plan->entry->op == GSPI_SPMM;
@@ -257,10 +271,7 @@ gsp_status gsp_multiply(const gsp_plan *plan, const void *x, int64_t samples,
     if (strides != NULL) t.strides = *strides;
     if (epilogue != NULL) t.epilogue = *epilogue;
     GSP_CHECK(samples >= 0, GSP_ERROR_SHAPE);
-    GSP_CHECK(t.epilogue.activation >= GSP_NONE && t.epilogue.activation <= GSP_CLAMP,
-              GSP_ERROR_SHAPE);
-    GSP_CHECK(t.epilogue.activation != GSP_CLAMP || t.epilogue.low <= t.epilogue.high,
-              GSP_ERROR_SHAPE);
+    GSP_TRY(gspi_check_epilogue(&t.epilogue));
     if (samples == 0 || rows == 0) return GSP_OK;
     if (columns)
         GSP_CHECK((t.strides.x_col == 1 || t.strides.x_sample == 1) &&
@@ -268,12 +279,8 @@ gsp_status gsp_multiply(const gsp_plan *plan, const void *x, int64_t samples,
                   GSP_ERROR_SHAPE);
     else GSP_CHECK(!must_copy(&t) || cols <= GSPI_MAX_COPY, GSP_ERROR_SHAPE);
 
-    const uint64_t least =
-        plan->entry->backend == GSP_SCALAR ? GSPI_PARALLEL_SCALARS : GSPI_PARALLEL_VECTORS;
-    const int64_t workers = gspi_workers(plan->context, INT64_MAX);
-    const bool threads = workers > 1 && plan->slots >= least / (uint64_t)samples &&
-                         (plan->slots >= GSPI_WORTH_WAKING * least / (uint64_t)samples ||
-                          gspi_is_busy(plan->context));
+    int64_t workers;
+    const bool threads = gspi_threads_pay(plan, samples, &workers);
     t.parts = gspi_min(GSPI_PARTS * workers, plan->units);
     if (columns) {
         if (threads) share_columns(&t, workers);

@@ -53,6 +53,18 @@ GSPI_VECTOR gspi_v v_load_some(const float *a, gspi_v_mask some) {
 GSPI_VECTOR void v_store_some(float *a, gspi_v_mask some, gspi_v v) {
     _mm512_mask_storeu_ps(a, some, v);
 }
+/* The lanes whose bits are set. */
+GSPI_VECTOR gspi_v_mask v_mask_of(uint32_t bits) { return (gspi_v_mask)bits; }
+/* b in those lanes, a in the others. */
+GSPI_VECTOR gspi_v v_blend(gspi_v a, gspi_v b, gspi_v_mask some) {
+    return _mm512_mask_blend_ps(some, a, b);
+}
+/* Lanes 0, 2, 4, .. of a and b one after the other. */
+GSPI_VECTOR gspi_v v_even(gspi_v a, gspi_v b) {
+    const __m512i even =
+        _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    return _mm512_permutex2var_ps(a, even, b);
+}
 
 /* Lane 4 r + s: the sum of lanes 4 r .. 4 r + 3 of sum[s]. */
 GSPI_VECTOR gspi_v v_sum_fours(const gspi_v sum[4]) {
@@ -134,6 +146,17 @@ GSPI_VECTOR gspi_v v_load_some(const float *a, gspi_v_mask some) {
 }
 GSPI_VECTOR void v_store_some(float *a, gspi_v_mask some, gspi_v v) {
     _mm256_maskstore_ps(a, some, v);
+}
+GSPI_VECTOR gspi_v_mask v_mask_of(uint32_t bits) {
+    const __m256i lanes = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    return _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32((int)bits), lanes), lanes);
+}
+GSPI_VECTOR gspi_v v_blend(gspi_v a, gspi_v b, gspi_v_mask some) {
+    return _mm256_blendv_ps(a, b, _mm256_castsi256_ps(some));
+}
+GSPI_VECTOR gspi_v v_even(gspi_v a, gspi_v b) {
+    const __m256d even = _mm256_castps_pd(_mm256_shuffle_ps(a, b, 0x88));
+    return _mm256_castpd_ps(_mm256_permute4x64_pd(even, 0xd8));
 }
 
 GSPI_VECTOR gspi_v v_sum_fours(const gspi_v sum[4]) {

@@ -11,10 +11,8 @@
 #ifndef SPMM_FOURS_H
 #define SPMM_FOURS_H
 
-#include "gsp_activation.h"
+#include "conv_tile.h"
 
-#define GSPI_VECTOR_FLOATS                                                                         \
-    16 /* of the 64 bytes in which tiles are counted, whatever the registers */
 #define GSPI_TILE_BYTES 32768
 #define GSPI_PANEL_BYTES 262144
 
@@ -143,8 +141,10 @@ GSPI_VECTOR void empty_across(const gsp_plan *plan, const gspi_product *product,
 /* add[i] is for tiles of i + 1 vectors of 64 bytes. */
 static void spmm_fours(const gsp_plan *plan, const gspi_product *product, int64_t first,
                        int64_t last, gspi_strips *const add[GSPI_TILE_VECTORS]) {
-    _Alignas(64) char tile[GSPI_TILE_BYTES];
+    _Alignas(64) char tile[GSPI_TILE_BYTES + GSPI_SPARE_ROWS * GSPI_TILE_VECTORS * 64];
     _Alignas(64) char panel[GSPI_PANEL_BYTES + GSPI_TILE_VECTORS * 64]; /* and a row of no use */
+    const gsp_convolution *conv = product->convolution;
+    gspi_runs runs;
     const int64_t most = plan->x_stride / 64;
     const int64_t vectors = gspi_ceil_div(product->samples, GSPI_VECTOR_FLOATS);
     const int64_t tiles = gspi_ceil_div(vectors, most);
@@ -158,15 +158,18 @@ static void spmm_fours(const gsp_plan *plan, const gspi_product *product, int64_
             gspi_samples s = {.left = from * GSPI_VECTOR_FLOATS};
             s.count = gspi_min((to - from) * GSPI_VECTOR_FLOATS, product->samples - s.left);
             s.registers = (int)(to - from) * (GSPI_VECTOR_FLOATS / V_LANES);
+            if (conv != NULL) cut_runs(conv, product->first + s.left, s.count, &runs);
             for (int64_t block = 0; block < plan->blocks; block++) {
-                fill_tile(plan, product, s, block, tile);
+                if (conv == NULL) fill_tile(plan, product, s, block, tile);
+                else conv_fill(plan, product, &runs, block, tile, s.registers);
                 for (int64_t unit = begin; unit < end; unit++) {
                     const uint64_t *start = plan->start + unit * plan->blocks + block;
                     add[to - from - 1](plan->packed + start[0], plan->packed + start[1], tile,
                                        panel + (unit - begin) * unit_bytes, block == 0);
                 }
             }
-            if (product->y_sample == 1) empty_along(plan, product, s, row, last_row, panel);
+            if (conv != NULL) conv_empty(plan, product, &runs, s.registers, row, last_row, panel);
+            else if (product->y_sample == 1) empty_along(plan, product, s, row, last_row, panel);
             else empty_across(plan, product, s, row, last_row, panel);
         }
     }

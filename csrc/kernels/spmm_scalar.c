@@ -24,6 +24,10 @@ typedef struct {
     }                                                                                              \
     void gsp_##name##_spmm__scalar(const gsp_plan *plan, const gspi_product *product,              \
                                    int64_t first, int64_t last) {                                  \
+        if (product->convolution != NULL) {                                                        \
+            gspi_##name##_conv__scalar(plan, product, first, last);                                \
+            return;                                                                                \
+        }                                                                                          \
         const gsp_matrix *matrix = &plan->matrix;                                                  \
         const int64_t group_rows = gsp_group_rows(&matrix->pattern);                               \
         for (int64_t p = first * group_rows; p < gspi_min(last * group_rows, matrix->rows); p++) { \

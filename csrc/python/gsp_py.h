@@ -61,9 +61,16 @@ typedef struct gsp_py_plan_view {
 } gsp_py_plan_view;
 int gsp_py_plan(PyObject *module, PyObject *object, gsp_py_plan_view *view);
 
+/* An activation's number, or (its number, low, high); -1 with an error. */
+int gsp_py_activation(PyObject *object, gsp_epilogue *epilogue);
+
+/* Whether two arrays may share memory. */
+bool gsp_py_overlap(PyArrayObject *a, PyArrayObject *b);
+
 extern PyMethodDef gsp_py_masks_methods[];
 extern PyMethodDef gsp_py_matrices_methods[];
 extern PyMethodDef gsp_py_kernels_methods[];
+extern PyMethodDef gsp_py_conv_methods[];
 extern PyMethodDef gsp_py_recurrent_methods[];
 extern PyMethodDef gsp_py_probe_methods[];
 

@@ -82,7 +82,7 @@ static int check_size(npy_intp got, int64_t expected, const char *name, const ch
     return -1;
 }
 
-static int overlap(PyArrayObject *a, PyArrayObject *b) {
+bool gsp_py_overlap(PyArrayObject *a, PyArrayObject *b) {
     const char *first = PyArray_BYTES(a), *second = PyArray_BYTES(b);
     return first < second + PyArray_NBYTES(b) && second < first + PyArray_NBYTES(a);
 }
@@ -155,8 +155,7 @@ static int check_like_y(PyArrayObject *array, PyArrayObject *x, int64_t rows, co
     return -1;
 }
 
-/* An activation's number, or (its number, low, high). */
-static int parse_activation(PyObject *object, gsp_epilogue *epilogue) {
+int gsp_py_activation(PyObject *object, gsp_epilogue *epilogue) {
     int number;
     if (PyTuple_Check(object)) {
         if (!PyArg_ParseTuple(object, "idd:activation", &number, &epilogue->low, &epilogue->high))
@@ -186,7 +185,7 @@ static PyObject *linear(PyObject *object, PyObject *const *args, Py_ssize_t coun
     if (check_size(PyArray_DIM(x, ndim - 1), self->cols, "the last dimension of x", "elements") < 0)
         return NULL;
     gsp_epilogue epilogue = {0};
-    if (parse_activation(args[2], &epilogue) < 0) return NULL;
+    if (gsp_py_activation(args[2], &epilogue) < 0) return NULL;
     if (optional(self, args[1], 1, "bias", &bias) < 0 ||
         optional(self, args[3], -1, "residual", &residual) < 0)
         return NULL;
@@ -202,7 +201,8 @@ static PyObject *linear(PyObject *object, PyObject *const *args, Py_ssize_t coun
     } else {
         y = gsp_py_output(args[4], self->typenum, -1, "out");
         if (y == NULL || check_like_y(y, x, self->rows, "out") < 0) return NULL;
-        if (overlap(y, x) || (bias && overlap(y, bias)) || (residual && overlap(y, residual))) {
+        if (gsp_py_overlap(y, x) || (bias && gsp_py_overlap(y, bias)) ||
+            (residual && gsp_py_overlap(y, residual))) {
             PyErr_SetString(
                 PyExc_ValueError,
                 "out must not share memory with x, bias or residual; pass another array");

@@ -1,0 +1,366 @@
+/* Convolution as SpMM: only the way into the tile and out of the panel differ.
+ *
+ *     for every column (tap, channel) of a block, every pixel of y of the tile:
+ *         tile[column][pixel] = the pixel of x that they meet, or 0 beside the image
+ *     for every row, every pixel of the tile:     y[row][pixel] = activation(scale * sum + bias + residual)
+ *
+ * So x is never unfolded in memory, only 32 KiB at a time, in the first cache: taps come to lie aligned there, and
+ * zeros of padding are written, not tested for. Pixels of a tile are cut into runs within rows of y. For one tap each
+ * run is a run of x, and those that are equally far from their lanes (all rows of a convolution that keeps the size,
+ * without stride) are a single piece, one load for a register of every channel. Where channels are adjacent instead of
+ * pixels, squares are transposed. */
+#ifndef CONV_TILE_H
+#define CONV_TILE_H
+
+#include "gsp_activation.h"
+
+#define GSPI_VECTOR_FLOATS                                                                         \
+    16 /* of the 64 bytes in which tiles are counted, whatever the registers */
+#define GSPI_TILE_SAMPLES (GSPI_TILE_VECTORS * 64 / (int)sizeof(float)) /* a bit of 64 for each */
+#define GSPI_SPARE_ROWS (V_LANES - 1) /* of the tile, behind the last one */
+#define GSPI_TILE_REGISTERS (GSPI_TILE_SAMPLES / V_LANES)
+
+/* Pixels of one row of y: lanes [lane, lane + count) of a tile. */
+typedef struct {
+    int64_t image, row, col;
+    int lane, count;
+} gspi_run;
+
+typedef struct {
+    int count;
+    gspi_run run[GSPI_TILE_SAMPLES];
+} gspi_runs;
+
+/* The runs of `count` pixels from `first` on. */
+static void cut_runs(const gsp_convolution *c, int64_t first, int64_t count, gspi_runs *runs) {
+    int64_t image = 0, place = first, cols = c->y.cols;
+    if (c->y_cols == NULL) {
+        image = first / (c->y.rows * cols);
+        place = first % (c->y.rows * cols);
+    } else {
+        while (place >= c->y.rows * c->y_cols[image]) place -= c->y.rows * c->y_cols[image++];
+        cols = c->y_cols[image];
+    }
+    int64_t row = place / cols, col = place % cols;
+    runs->count = 0;
+    for (int lane = 0; lane < count; col = 0) {
+        while (row == c->y.rows || cols == 0) {
+            row = 0;
+            image++;
+            if (c->y_cols != NULL) cols = c->y_cols[image];
+        }
+        const int here = (int)gspi_min(cols - col, count - lane);
+        runs->run[runs->count++] = (gspi_run){image, row++, col, lane, here};
+        lane += here;
+    }
+}
+
+/* Lanes of a tile (a bit for each) that have their pixels at from + lane * step. */
+typedef struct {
+    int64_t from;
+    uint64_t lanes;
+} gspi_piece;
+
+static int add_piece(gspi_piece *pieces, int count, int64_t from, int low, int high) {
+    const uint64_t lanes = (UINT64_MAX >> (64 - (high - low))) << low;
+    if (count > 0 && pieces[count - 1].from == from) {
+        pieces[count - 1].lanes |= lanes;
+        return count;
+    }
+    pieces[count] = (gspi_piece){from, lanes};
+    return count + 1;
+}
+
+/* Which pixels of x a run meets with one tap: `from` would be that of its first pixel, those of [low, high) are there.
+ * False if none is. */
+static bool meet(const gsp_convolution *c, const gspi_run *run, int64_t tap, int64_t *from,
+                 int *low, int *high) {
+    const int64_t i = tap / c->kernel[1], j = tap % c->kernel[1];
+    const int64_t row = run->row * c->stride[0] + i * c->dilation[0] - c->before[0];
+    const int64_t col = run->col * c->stride[1] + j * c->dilation[1] - c->before[1];
+    const int64_t cols = c->x_cols == NULL ? c->x.cols : c->x_cols[run->image], s = c->stride[1];
+    if (row < 0 || row >= c->x.rows || col >= cols) return false;
+    *low = 0;
+    *high = run->count;
+    if (col < 0) *low = (int)gspi_min(run->count, s == 1 ? -col : gspi_ceil_div(-col, s));
+    if (col + (run->count - 1) * s >= cols)
+        *high = (int)(s == 1 ? cols - col : gspi_ceil_div(cols - col, s));
+    *from = run->image * c->x.image_step + row * c->x.row_step + col * c->x.col_step;
+    return *low < *high;
+}
+
+/* ------------------------------------------------------ pixels are adjacent */
+
+/* One register of a piece: its lanes of from[lane * step], lanes 0 to V_LANES - 1. */
+typedef struct {
+    const float *from;
+    uint32_t bits;
+    gspi_v_mask some, more;
+} gspi_part;
+
+GSPI_VECTOR uint32_t spread(uint32_t bits) {
+    uint32_t even = 0;
+    for (int i = 0; i < V_LANES; i++) even |= (bits >> i & 1) << 2 * i;
+    return even;
+}
+
+/* Pointers to before and behind an array are only used under masks. */
+GSPI_VECTOR const float *beside(const float *array, int64_t offset) {
+    return (const float *)((uintptr_t)array + (uintptr_t)offset * sizeof(float));
+}
+
+GSPI_VECTOR gspi_part part_of(const float *x, const gspi_piece *piece, int v, int64_t step) {
+    gspi_part part = {.bits = (uint32_t)(piece->lanes >> v * V_LANES) & ((1u << V_LANES) - 1),
+                      .from = beside(x, piece->from + v * V_LANES * step)};
+    if (part.bits == 0) part.from = x;
+    part.some = part.more = v_mask_of(part.bits);
+    if (step == 2) {
+        const uint32_t both = spread(part.bits);
+        part.some = v_mask_of(both & ((1u << V_LANES) - 1));
+        part.more = v_mask_of(both >> V_LANES);
+    }
+    return part;
+}
+
+/* Zeros in other lanes. */
+GSPI_VECTOR gspi_v load_part(const gspi_part *part, int64_t offset, int64_t step) {
+    const float *from = beside(part->from, offset);
+    if (step == 1) return v_load_some(from, part->some);
+    if (step == 2)
+        return v_even(v_load_some(from, part->some), v_load_some(from + V_LANES, part->more));
+    _Alignas(64) float lanes[V_LANES] = {0};
+    for (uint32_t bits = part->bits; bits != 0; bits &= bits - 1) {
+        const int lane = __builtin_ctz(bits);
+        lanes[lane] = from[lane * step];
+    }
+    return v_load(lanes);
+}
+
+/* One tap of `channels` channels to rows of the tile. The first part of every register, then the few others. */
+GSPI_VECTOR void fill_parts(const gspi_part *parts, const gspi_part *more, const int *register_of,
+                            int extra, int64_t channels, int64_t channel_step, char *tile,
+                            uint32_t stride, int registers, int64_t step) {
+    gspi_part part[GSPI_TILE_REGISTERS];
+    for (int v = 0; v < registers; v++) part[v] = parts[v];
+    for (int64_t c = 0; c < channels; c++) {
+        float *to = (float *)(void *)(tile + c * stride);
+        for (int v = 0; v < registers; v++)
+            v_store(to + v * V_LANES, load_part(&part[v], c * channel_step, step));
+    }
+    for (int p = 0; p < extra; p++) {
+        const gspi_part here = more[p];
+        const gspi_v_mask lanes = v_mask_of(here.bits);
+        for (int64_t c = 0; c < channels; c++) {
+            float *to = (float *)(void *)(tile + c * stride) + register_of[p] * V_LANES;
+            v_store(to, v_blend(v_load(to), load_part(&here, c * channel_step, step), lanes));
+        }
+    }
+}
+
+/* Compiled for each number of registers and kind of step, so that loops are unrolled. */
+static void fill_tap(const gsp_convolution *c, const gspi_part *parts, const gspi_part *more,
+                     const int *register_of, int extra, int64_t channels, char *tile,
+                     uint32_t stride, int registers) {
+#define FILL(vectors, step)                                                                        \
+    fill_parts(parts, more, register_of, extra, channels, c->x.channel_step, tile, stride,         \
+               (vectors) * GSPI_VECTOR_FLOATS / V_LANES, step)
+    const int vectors = registers * V_LANES / GSPI_VECTOR_FLOATS;
+    if (c->stride[1] == 1) {
+        switch (vectors) {
+        case 1: FILL(1, 1); break;
+        case 2: FILL(2, 1); break;
+        case 3: FILL(3, 1); break;
+        default: FILL(4, 1); break;
+        }
+    } else if (c->stride[1] == 2 && c->x.col_step == 1) {
+        switch (vectors) {
+        case 1: FILL(1, 2); break;
+        case 2: FILL(2, 2); break;
+        case 3: FILL(3, 2); break;
+        default: FILL(4, 2); break;
+        }
+    } else {
+        FILL(vectors, c->stride[1]);
+    }
+#undef FILL
+}
+
+/* Columns [col, col + cols) of the matrix, x with adjacent pixels. */
+static void fill_planes(const gsp_convolution *c, const float *x, const gspi_runs *runs,
+                        int64_t col, int64_t cols, char *tile, uint32_t stride, int registers) {
+    const int64_t step = c->stride[1], end = col + cols;
+    while (col < end) {
+        const int64_t tap = col / c->channels, channel = col % c->channels;
+        const int64_t channels = gspi_min(c->channels - channel, end - col);
+        gspi_piece pieces[GSPI_TILE_SAMPLES];
+        int count = 0;
+        for (int r = 0; r < runs->count; r++) {
+            const gspi_run *run = &runs->run[r];
+            int64_t from;
+            int low, high;
+            if (!meet(c, run, tap, &from, &low, &high)) continue;
+            count = add_piece(pieces, count, from - run->lane * step, run->lane + low,
+                              run->lane + high);
+        }
+        const float *from = x + channel * c->x.channel_step;
+        const gspi_piece nothing = {0};
+        gspi_part first[GSPI_TILE_REGISTERS], more[GSPI_TILE_SAMPLES];
+        int register_of[GSPI_TILE_SAMPLES], extra = 0;
+        for (int v = 0; v < GSPI_TILE_REGISTERS; v++) {
+            first[v] = part_of(from, &nothing, v, step);
+            for (int p = 0; p < count; p++) {
+                const gspi_part part = part_of(from, &pieces[p], v, step);
+                if (part.bits == 0) continue;
+                if (first[v].bits == 0) {
+                    first[v] = part;
+                    continue;
+                }
+                more[extra] = part;
+                register_of[extra++] = v;
+            }
+        }
+        fill_tap(c, first, more, register_of, extra, channels, tile, stride, registers);
+        tile += channels * stride;
+        col += channels;
+    }
+}
+
+/* ---------------------------------------------------- channels are adjacent */
+
+/* The same, x with adjacent channels. Rows of the tile up to the next V_LANES are overwritten. */
+static void fill_pixels(const gsp_convolution *c, const float *x, const gspi_runs *runs,
+                        int64_t col, int64_t cols, char *tile, uint32_t stride, int registers) {
+    const int64_t end = col + cols;
+    while (col < end) {
+        const int64_t tap = col / c->channels, channel = col % c->channels;
+        const int64_t channels = gspi_min(c->channels - channel, end - col);
+        const float *pixel[GSPI_TILE_SAMPLES];
+        for (int lane = 0; lane < registers * V_LANES; lane++) pixel[lane] = NULL;
+        for (int r = 0; r < runs->count; r++) {
+            const gspi_run *run = &runs->run[r];
+            int64_t from;
+            int low, high;
+            if (!meet(c, run, tap, &from, &low, &high)) continue;
+            for (int i = low; i < high; i++)
+                pixel[run->lane + i] = x + from + i * c->stride[1] * c->x.col_step + channel;
+        }
+        for (int64_t k = 0; k < channels; k += V_LANES) {
+            const gspi_v_mask some = v_mask(channels - k);
+            for (int v = 0; v < registers; v++) {
+                gspi_v square[V_LANES];
+                for (int i = 0; i < V_LANES; i++) {
+                    const float *from = pixel[v * V_LANES + i];
+                    square[i] = from == NULL ? v_set1(0.0f) : v_load_some(from + k, some);
+                }
+                v_transpose(square);
+                float *to = (float *)(void *)(tile + k * stride) + v * V_LANES;
+                for (int i = 0; i < V_LANES; i++) v_store(to + (size_t)i * stride / 4, square[i]);
+            }
+        }
+        tile += channels * stride;
+        col += channels;
+    }
+}
+
+static __attribute__((noinline)) void conv_fill(const gsp_plan *plan, const gspi_product *product,
+                                                const gspi_runs *runs, int64_t block, char *tile,
+                                                int registers) {
+    const gsp_convolution *c = product->convolution;
+    const uint32_t stride = plan->x_stride;
+    const int64_t col = block * plan->block_cols;
+    const int64_t cols = gspi_min(plan->block_cols, plan->matrix.cols - col);
+    if (c->x.col_step == 1) fill_planes(c, product->x, runs, col, cols, tile, stride, registers);
+    else fill_pixels(c, product->x, runs, col, cols, tile, stride, registers);
+}
+
+/* -------------------------------------------------------------------- to y */
+
+static int64_t y_place(const gsp_convolution *c, const gspi_run *run) {
+    return run->image * c->y.image_step + run->row * c->y.row_step + run->col * c->y.col_step;
+}
+
+/* The sums of rows [first, last) to y with adjacent pixels. */
+static void empty_planes(const gsp_plan *plan, const gspi_product *product, const gspi_runs *runs,
+                         int registers, int64_t first, int64_t last, const char *sums) {
+    const gsp_convolution *c = product->convolution;
+    const gsp_epilogue epilogue = *product->epilogue; /* which no store can change */
+    const float *scales = plan->matrix.scales, *bias = epilogue.bias;
+    gspi_piece pieces[GSPI_TILE_SAMPLES];
+    int count = 0, parts = 0;
+    for (int r = 0; r < runs->count; r++) {
+        const gspi_run *run = &runs->run[r];
+        count = add_piece(pieces, count, y_place(c, run) - run->lane, run->lane,
+                          run->lane + run->count);
+    }
+    int64_t to[GSPI_TILE_SAMPLES];
+    int from[GSPI_TILE_SAMPLES];
+    gspi_v_mask lanes[GSPI_TILE_SAMPLES];
+    for (int v = 0; v < registers; v++)
+        for (int p = 0; p < count; p++) {
+            const uint32_t bits =
+                (uint32_t)(pieces[p].lanes >> v * V_LANES) & ((1u << V_LANES) - 1);
+            if (bits == 0) continue;
+            to[parts] = pieces[p].from + v * V_LANES;
+            from[parts] = v * V_LANES;
+            lanes[parts++] = v_mask_of(bits);
+        }
+    for (int64_t row = first; row < last; row++, sums += plan->x_stride) {
+        const int64_t channel = row * c->y.channel_step;
+        for (int p = 0; p < parts; p++) {
+            gspi_v sum = v_load((const float *)(const void *)sums + from[p]);
+            if (scales != NULL) sum = v_mul(sum, v_set1(scales[row]));
+            if (bias != NULL) sum = v_add(sum, v_set1(bias[row]));
+            if (epilogue.residual != NULL)
+                sum = v_add(sum, v_load_some(beside(epilogue.residual, channel + to[p]), lanes[p]));
+            sum = v_activate(sum, &epilogue);
+            v_store_some((float *)(uintptr_t)beside(product->y, channel + to[p]), lanes[p], sum);
+        }
+    }
+}
+
+/* The same to y with adjacent channels, in squares that are transposed. Sums behind the last row are there, if of no
+ * use. */
+static void empty_pixels(const gsp_plan *plan, const gspi_product *product, const gspi_runs *runs,
+                         int registers, int64_t first, int64_t last, const char *sums) {
+    const gsp_convolution *c = product->convolution;
+    const gsp_epilogue epilogue = *product->epilogue; /* which no store can change */
+    const float *scales = plan->matrix.scales, *bias = epilogue.bias;
+    const gspi_v zero = v_set1(0.0f);
+    int64_t to[GSPI_TILE_SAMPLES];
+    int count = 0;
+    for (int r = 0; r < runs->count; r++)
+        for (int i = 0; i < runs->run[r].count; i++)
+            to[count++] = y_place(c, &runs->run[r]) + i * c->y.col_step;
+    for (int64_t row = first; row < last; row += V_LANES, sums += V_LANES * plan->x_stride) {
+        const gspi_v_mask some = v_mask(last - row);
+        const gspi_v scale = scales == NULL ? zero : v_load_some(scales + row, some);
+        const gspi_v add = bias == NULL ? zero : v_load_some(bias + row, some);
+        for (int v = 0; v < registers; v++) {
+            gspi_v square[V_LANES];
+            for (int i = 0; i < V_LANES; i++)
+                square[i] =
+                    v_load((const float *)(const void *)(sums + i * plan->x_stride) + v * V_LANES);
+            v_transpose(square);
+            for (int i = 0; i < V_LANES && v * V_LANES + i < count; i++) {
+                const int64_t at = to[v * V_LANES + i] + row;
+                gspi_v sum = square[i];
+                if (scales != NULL) sum = v_mul(sum, scale);
+                if (bias != NULL) sum = v_add(sum, add);
+                if (epilogue.residual != NULL)
+                    sum = v_add(sum, v_load_some((const float *)epilogue.residual + at, some));
+                sum = v_activate(sum, &epilogue);
+                v_store_some((float *)product->y + at, some, sum);
+            }
+        }
+    }
+}
+
+static __attribute__((noinline)) void conv_empty(const gsp_plan *plan, const gspi_product *product,
+                                                 const gspi_runs *runs, int registers,
+                                                 int64_t first, int64_t last, const char *sums) {
+    if (product->convolution->y.col_step == 1)
+        empty_planes(plan, product, runs, registers, first, last, sums);
+    else empty_pixels(plan, product, runs, registers, first, last, sums);
+}
+
+#endif
