@@ -267,6 +267,7 @@ typedef struct gsp_plan_info {
     gsp_backend backend; /* that of the kernel: at most the one asked for */
     int columns; /* 1: for many samples, best adjacent; 0: x and y are best along cols and rows */
     int strided; /* 0: x must be contiguous along cols; 1: along either */
+    int64_t most; /* samples up to which no plan for many is faster; 0 if this is one */
     uint64_t bytes; /* held by the plan */
     uint64_t entries; /* elements that the matrix stores */
     uint64_t slots; /* elements that the kernel multiplies, padding included */

@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from gspattern import _core
+from gspattern import _core, plans
 from gspattern._core import FormatError, PatternError
 from gspattern.masks import _as_array, _as_row_order, check, choose_mask
 from gspattern.patterns import (
@@ -561,8 +561,6 @@ class Matrix:
         )
 
     def __matmul__(self, x: npt.ArrayLike) -> Array:
-        from gspattern import plans
-
         return plans.multiply(self, x)
 
     def linear(
@@ -591,14 +589,10 @@ class Matrix:
         ndarray
             [..., M].
         """
-        from gspattern import plans
-
         return plans.linear(self, x, bias=bias, activation=activation, residual=residual, out=out)
 
     def plan(self, n: int = 1) -> Plan:
         """Give the plan by which this CPU multiplies the matrix with `n` columns."""
-        from gspattern import plans
-
         return plans.plan_for(self, n)
 
     # ---- showing, copying, pickling

@@ -46,15 +46,14 @@ __all__ = [
 
 Array = npt.NDArray[Any]
 
-# Fewer columns of x have the plan for one: see GSPI_MANY_COLUMNS.
-_MANY_COLUMNS = 9
+# Columns of x from which every matrix has a plan for many: see GSPI_MANY_COLUMNS.
+_MANY_COLUMNS = 16
 
 # In the order of gsp_activation.
 ACTIVATIONS = ("none", "relu", "sigmoid", "tanh", "gelu", "silu")
 _CLAMP = len(ACTIVATIONS)
 Activation = str | tuple[str, float, float] | None
-_ACTIVATION_NUMBERS: dict[str | None, int] = {name: i for i, name in enumerate(ACTIVATIONS)}
-_ACTIVATION_NUMBERS[None] = 0
+_ACTIVATION_NUMBERS = {name: i for i, name in enumerate(ACTIVATIONS)}
 
 # None: the choice of the environment, or the best there is.
 _chosen: ContextVar[str | None] = ContextVar("gspattern_backend", default=None)
@@ -233,8 +232,8 @@ def plan_for(matrix: Matrix, n: int = 1) -> Plan:
     ----------
     matrix : Matrix
     n : int
-        Columns of x (``m @ x``), or samples (`linear`). Up to 8 have the plan for one; it serves any number of
-        samples, if more slowly.
+        Columns of x (``m @ x``), or samples (`linear`). Up to `Plan.most` have the plan for one; it serves any number
+        of samples, if more slowly.
 
     Returns
     -------
@@ -252,10 +251,11 @@ def plan_for(matrix: Matrix, n: int = 1) -> Plan:
         raise ValueError(f"n must not be negative, got {n}")
     if 1 < n < _MANY_COLUMNS:
         few = plan_for(matrix)
-        if few.strided:
+        if few.strided and n <= few.most:
             return few
+        n = _MANY_COLUMNS
     # Plans for columns are made for tiles of 16, 32, 48 or 64 of them, and serve any number.
-    key = (_chosen.get(), 0 if n == 1 else max(1, min(-(-n // 16), 4)))
+    key = _chosen.get() if n == 1 else (_chosen.get(), max(1, min(-(-n // 16), 4)))
     plan: Plan | None = matrix._plans.get(key)
     if plan is None:
         _read_threads()
@@ -269,8 +269,13 @@ def plan_for_samples(matrix: Matrix, samples: int) -> Plan:
 
     Scalar kernels go through such samples one by one.
     """
-    many = samples >= _MANY_COLUMNS and matrix.dtype != _FLOAT64 and backend() != "scalar"
-    return plan_for(matrix, samples if many else 1)
+    if matrix.dtype == _FLOAT64 or backend() == "scalar":
+        return plan_for(matrix)
+    if samples < _MANY_COLUMNS:
+        few = plan_for(matrix)
+        if samples <= few.most:
+            return few
+    return plan_for(matrix, max(samples, _MANY_COLUMNS))
 
 
 def _operand(x: npt.ArrayLike, dtype: np.dtype[Any], name: str) -> Array:
@@ -325,10 +330,11 @@ def multiply(matrix: Matrix, x: npt.ArrayLike) -> Array:
     Kernels pad rows with zeros, and 0 times an infinite or NaN entry of x is NaN: rows that do not use the
     entry may get one in its column, as they do in a dense product. The scalar backend never pads.
     """
-    if type(x) is np.ndarray and x.ndim == 1:  # the way of most calls, kept short
-        plan: Plan | None = matrix._plans.get((_chosen.get(), False))
-        if plan is not None and plan.takes(x):
-            return plan.multiply(x)
+    plan: Plan | None = matrix._plans.get(_chosen.get())
+    if plan is not None:
+        done = plan.try_multiply(x)  # the way of most calls, kept short
+        if done is not None:
+            return done
     array = _operand(x, _dtype_of(matrix), "x")
     if array.ndim not in (1, 2) or array.shape[0] != matrix.shape[1]:
         raise ValueError(
@@ -345,25 +351,22 @@ def multiply(matrix: Matrix, x: npt.ArrayLike) -> Array:
     return y
 
 
-def _clamp(activation: object) -> tuple[int, float, float] | None:
-    match activation:
-        case ("clamp", int() | float() | np.number() as low, int() | float() | np.number() as high):
-            return (_CLAMP, float(low), float(high)) if low <= high else None
-    return None
-
-
 def _activation_number(activation: Activation) -> int | tuple[int, float, float]:
     """The activation as the core takes it."""
-    number: int | tuple[int, float, float] | None
-    if activation is None or isinstance(activation, str):
-        number = _ACTIVATION_NUMBERS.get(activation)
-    else:
-        number = _clamp(activation)
-    if number is None:
-        raise ValueError(
-            f"activation must be one of {', '.join(ACTIVATIONS)} or ('clamp', low, high), got {activation!r}"
-        )
-    return number
+    match activation:
+        case None:
+            return 0
+        case str() if activation in _ACTIVATION_NUMBERS:
+            return _ACTIVATION_NUMBERS[activation]
+        case (
+            "clamp",
+            int() | float() | np.number() as low,
+            int() | float() | np.number() as high,
+        ) if low <= high:
+            return _CLAMP, float(low), float(high)
+    raise ValueError(
+        f"activation must be one of {', '.join(ACTIVATIONS)} or ('clamp', low, high), got {activation!r}"
+    )
 
 
 def linear(
@@ -409,23 +412,22 @@ def linear(
     An infinite or NaN entry of x may make NaN of outputs of its own sample that do not use it: see `multiply`.
     """
     number = _activation_number(activation)
+    plan: Plan | None = matrix._plans.get(_chosen.get())
+    if plan is not None:
+        done = plan.try_linear(x, bias, number, residual, out)  # the way of most calls, kept short
+        if done is not None:
+            return done
     dtype = _dtype_of(matrix)
-    plan: Plan | None = matrix._plans.get((_chosen.get(), False))
-    array: Array
-    if type(x) is np.ndarray and plan is not None and plan.takes(x):
-        array = x
-    else:
-        array = _as_array(x, "x")
-        if array.ndim == 0 or array.shape[-1] != matrix.shape[1]:
-            raise ValueError(
-                f"x must have shape [..., {matrix.shape[1]}] for a matrix of shape "
-                f"{list(matrix.shape)}, got {list(array.shape)}"
-            )
-        array = np.ascontiguousarray(_operand(x, dtype, "x"))
+    array = _as_array(x, "x")
+    if array.ndim == 0 or array.shape[-1] != matrix.shape[1]:
+        raise ValueError(
+            f"x must have shape [..., {matrix.shape[1]}] for a matrix of shape "
+            f"{list(matrix.shape)}, got {list(array.shape)}"
+        )
+    array = np.ascontiguousarray(_operand(x, dtype, "x"))
     if bias is not None:
         bias = np.ascontiguousarray(_operand(bias, dtype, "bias"))
     if residual is not None:
         residual = np.ascontiguousarray(_operand(residual, dtype, "residual"))
-    if plan is None or array.size >= _MANY_COLUMNS * array.shape[-1]:
-        plan = plan_for_samples(matrix, math.prod(array.shape[:-1]))
+    plan = plan_for_samples(matrix, math.prod(array.shape[:-1]))
     return plan.linear(array, bias, number, residual, out)

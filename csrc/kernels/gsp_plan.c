@@ -98,6 +98,7 @@ gsp_plan_info gsp_plan_describe(const gsp_plan *plan) {
         .columns = plan->entry->op == GSPI_SPMM,
         .strided = plan->entry->op == GSPI_SPMM || plan->entry->form == GSPI_STORED ||
                    plan->matrix.cols <= GSPI_MAX_COPY,
+        .most = plan->entry->op == GSPI_SPMM ? 0 : GSPI_MANY_COLUMNS - 1,
         .bytes = plan->bytes,
         .entries = plan->entries,
         .slots = plan->slots,

@@ -5,9 +5,14 @@ typedef struct {
     PyObject_HEAD gsp_plan *plan;
     PyObject *module; /* owns the context that the plan needs */
     int64_t rows, cols;
+    int64_t most; /* gsp_plan_info.most */
+    int64_t few;  /* samples that are a moment's work */
     int columns;  /* gsp_plan_info.columns */
     int typenum;  /* of x and y */
 } plan_object;
+
+/* Elements that are multiplied, read or written in a microsecond or two. */
+#define MOMENT (1 << 15)
 
 /* ------------------------------------------------------------------ create */
 
@@ -50,7 +55,10 @@ static PyObject *create(PyObject *module, PyObject *args) {
         Py_DECREF(made);
         return gsp_py_raise(module, status, NULL);
     }
-    made->columns = gsp_plan_describe(made->plan).columns;
+    const gsp_plan_info info = gsp_plan_describe(made->plan);
+    made->columns = info.columns;
+    made->most = info.most;
+    made->few = MOMENT / (int64_t)(info.slots + (uint64_t)(made->rows + made->cols) + 1);
     return (PyObject *)made;
 }
 
@@ -87,12 +95,13 @@ bool gsp_py_overlap(PyArrayObject *a, PyArrayObject *b) {
     return first < second + PyArray_NBYTES(b) && second < first + PyArray_NBYTES(a);
 }
 
+/* Work of less than a moment keeps the GIL: to give it away and take it back costs as much as some of it. */
 static PyObject *run(const plan_object *self, PyArrayObject *x, int64_t samples,
                      const gsp_strides *strides, PyArrayObject *y, const gsp_epilogue *epilogue) {
     gsp_status status;
-    Py_BEGIN_ALLOW_THREADS
+    PyThreadState *thread = samples <= self->few ? NULL : PyEval_SaveThread();
     status = gsp_multiply(self->plan, PyArray_DATA(x), samples, strides, PyArray_DATA(y), epilogue);
-    Py_END_ALLOW_THREADS
+    if (thread != NULL) PyEval_RestoreThread(thread);
     if (status == GSP_OK) return (PyObject *)y;
     Py_DECREF(y);
     return gsp_py_raise(self->module, status, NULL);
@@ -118,15 +127,21 @@ static PyObject *multiply(PyObject *object, PyObject *argument) {
     return run(self, x, shape[1], ndim == 2 ? &strides : NULL, y, NULL);
 }
 
-/* Whether x [..., cols] needs no copy, in one question. */
-static PyObject *takes(PyObject *object, PyObject *argument) {
-    const plan_object *self = (const plan_object *)object;
-    if (self->columns || !PyArray_Check(argument)) Py_RETURN_FALSE;
-    PyArrayObject *x = (PyArrayObject *)argument;
+/* Whether x [..., cols], few samples of it, needs no conversion. */
+static bool is_plain(const plan_object *self, PyObject *object, npy_intp samples) {
+    if (!PyArray_Check(object)) return false;
+    PyArrayObject *x = (PyArrayObject *)object;
     const int ndim = PyArray_NDIM(x);
-    return PyBool_FromLong(PyArray_TYPE(x) == self->typenum && ndim > 0 &&
-                           PyArray_DIM(x, ndim - 1) == self->cols && PyArray_IS_C_CONTIGUOUS(x) &&
-                           PyArray_ISALIGNED(x) && PyArray_ISNOTSWAPPED(x));
+    return PyArray_TYPE(x) == self->typenum && ndim > 0 && PyArray_DIM(x, ndim - 1) == self->cols &&
+           PyArray_SIZE(x) <= samples * self->cols && PyArray_ISCARRAY_RO(x);
+}
+
+static PyObject *try_multiply(PyObject *object, PyObject *argument) {
+    const plan_object *self = (const plan_object *)object;
+    if (self->columns || !is_plain(self, argument, 1) ||
+        PyArray_NDIM((PyArrayObject *)argument) != 1)
+        Py_RETURN_NONE;
+    return multiply(object, argument);
 }
 
 /* An optional array of rows elements, or of y's shape: NULL for None, -1 with an error. */
@@ -216,6 +231,21 @@ static PyObject *linear(PyObject *object, PyObject *const *args, Py_ssize_t coun
     return run(self, x, samples, &strides, y, &epilogue);
 }
 
+/* Whether an optional array needs no conversion; linear looks at its shape. */
+static bool is_plain_or_none(const plan_object *self, PyObject *object) {
+    return object == Py_None ||
+           (PyArray_Check(object) && PyArray_TYPE((PyArrayObject *)object) == self->typenum &&
+            PyArray_ISCARRAY_RO((PyArrayObject *)object));
+}
+
+static PyObject *try_linear(PyObject *object, PyObject *const *args, Py_ssize_t count) {
+    const plan_object *self = (const plan_object *)object;
+    if (count == 5 && !(is_plain(self, args[0], self->most) && is_plain_or_none(self, args[1]) &&
+                        is_plain_or_none(self, args[3])))
+        Py_RETURN_NONE;
+    return linear(object, args, count);
+}
+
 /* -------------------------------------------------------------------- type */
 
 static PyObject *get(PyObject *object, void *field) {
@@ -228,6 +258,7 @@ static PyObject *get(PyObject *object, void *field) {
     case 's': return PyLong_FromUnsignedLongLong(info.slots);
     case 'c': return PyBool_FromLong(info.columns);
     case 't': return PyBool_FromLong(info.strided);
+    case 'm': return PyLong_FromLongLong(info.most);
     default: return PyFloat_FromDouble(info.efficiency);
     }
 }
@@ -248,15 +279,19 @@ static PyGetSetDef plan_getset[] = {
     {"slots", get, NULL, "Elements that the kernel multiplies, padding included.", "s"},
     {"columns", get, NULL, "Whether x is contiguous along its samples.", "c"},
     {"strided", get, NULL, "Whether multiply takes x [cols, n].", "t"},
+    {"most", get, NULL, "Samples up to which no plan for many is faster.", "m"},
     {"efficiency", get, NULL, "entries / slots.", "e"},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
 static PyMethodDef plan_methods[] = {
     {"multiply", multiply, METH_O, "y = W x for x [cols], or x [cols, n] if the plan is strided."},
-    {"takes", takes, METH_O, "Whether x [..., cols] needs no copy."},
+    {"try_multiply", try_multiply, METH_O,
+     "multiply for x [cols] that needs no conversion, None for any other."},
     {"linear", (PyCFunction)(void (*)(void))linear, METH_FASTCALL,
      "linear(x, bias, activation, residual, out): x [..., cols] -> [..., rows]."},
+    {"try_linear", (PyCFunction)(void (*)(void))try_linear, METH_FASTCALL,
+     "linear where no array needs conversion and there are at most `most` samples, else None."},
     {NULL, NULL, 0, NULL},
 };
 
