@@ -4,15 +4,19 @@
 
 #include "gsp_kernels.h"
 
+/* An element of a row. Its key is a position of x as the kernel sees it. */
+typedef struct gspi_element {
+    int32_t key;
+    float value;
+} gspi_element;
+
 /* Elements by row, as floats, in the order of x. Row p of the list has the elements [start[p], start[p + 1] - 1),
- * and behind them one that no window reaches: key GSPI_NO_KEY, value 0. A key is a position of x as the kernel sees
- * it. */
+ * and behind them one that no window reaches: key GSPI_NO_KEY, value 0. */
 typedef struct gspi_rows {
     int64_t rows;
     uint64_t entries; /* without those behind the rows */
     uint64_t *start;
-    int32_t *key;
-    float *values;
+    gspi_element *elements;
 } gspi_rows;
 
 #define GSPI_NO_KEY INT32_MAX

@@ -1,8 +1,8 @@
 /* First step of a plan: the rows of a matrix, fullest first, each in the order of x.
  *
  * Formats that keep their columns in order are copied. The slots of bundles are not in order: they go to a dense
- * row, with a bit for each that is there and a bit for each 64 bits, and are read back by those bits. That costs the
- * same for any number of bundles, and no comparison. */
+ * row, with a bit for each that is there, and are read back by those bits. That costs the same for any number of
+ * bundles, and no comparison. */
 #include <string.h>
 
 #include "gsp_plan.h"
@@ -54,31 +54,42 @@ gsp_status gspi_fullest_first(gsp_context *context, const gsp_matrix *matrix,
 
 /* ----------------------------------------------------------------- decode */
 
-/* A dense row: values, a bit for each that is there, and a bit for each word of those. All bits are 0 between rows. */
+/* A dense row: values, and a bit for each that is there. All bits are 0 between rows. */
 typedef struct {
     float *values;
-    uint64_t *bits, *words;
+    uint64_t *bits;
+    uint64_t
+        *words; /* a bit for each word of bits; NULL for rows so short that all are looked at */
     int64_t size;
 } dense_row;
 
-static void put(const dense_row *row, int64_t at, float value) {
+/* Rows of so many words of bits are read without a look at which are empty. */
+#define FEW_WORDS 64
+
+GSPI_INLINE void put(const dense_row *row, int64_t at, float value) {
     row->values[at] = value;
     row->bits[at / 64] |= (uint64_t)1 << at % 64;
-    row->words[at / 4096] |= (uint64_t)1 << at / 64 % 64;
+    if (row->words != NULL) row->words[at / 4096] |= (uint64_t)1 << at / 64 % 64;
 }
 
-/* Moves what is there to key and values, in order. */
-static void take(const dense_row *row, int32_t *key, float *values) {
+/* Moves what one word holds to where the elements go, in order; returns the place behind. */
+static gspi_element *take_word(const dense_row *row, int64_t word, gspi_element *to) {
+    for (uint64_t bits = row->bits[word]; bits != 0; bits &= bits - 1) {
+        const int64_t at = 64 * word + __builtin_ctzll(bits);
+        *to++ = (gspi_element){(int32_t)at, row->values[at]};
+    }
+    row->bits[word] = 0;
+    return to;
+}
+
+static void take(const dense_row *row, gspi_element *to) {
+    if (row->words == NULL) {
+        for (int64_t word = 0; word <= row->size / 64; word++) to = take_word(row, word, to);
+        return;
+    }
     for (int64_t i = 0; i <= row->size / 4096; i++) {
-        for (uint64_t words = row->words[i]; words != 0; words &= words - 1) {
-            const int64_t word = 64 * i + __builtin_ctzll(words);
-            for (uint64_t bits = row->bits[word]; bits != 0; bits &= bits - 1) {
-                const int64_t at = 64 * word + __builtin_ctzll(bits);
-                *key++ = (int32_t)at;
-                *values++ = row->values[at];
-            }
-            row->bits[word] = 0;
-        }
+        for (uint64_t words = row->words[i]; words != 0; words &= words - 1)
+            to = take_word(row, 64 * i + __builtin_ctzll(words), to);
         row->words[i] = 0;
     }
 }
@@ -93,22 +104,26 @@ typedef struct {
     gspi_rows *list;
 } decoding;
 
+static gspi_element *elements_of(const decoding *d, int64_t row) {
+    return d->list->elements + d->list->start[d->place_of[row]];
+}
+
 /* One row of one group: per_row slots of every bundle, from `slot` on. */
 GSPI_INLINE void decode_gs_row(const decoding *d, int64_t group, int64_t slot, int64_t row,
                                bool horizontal, uint32_t bytes) {
     const gsp_matrix *matrix = d->matrix;
+    const dense_row dense = d->dense;
     const uint64_t banks = matrix->pattern.banks;
     const int64_t per_row = matrix->pattern.per_row, step = d->place_step;
     for (uint64_t bundle = matrix->indptr[group]; bundle < matrix->indptr[group + 1]; bundle++) {
         const uint64_t first = bundle * banks + (uint64_t)slot;
         for (int64_t i = 0; i < per_row; i++) {
             const int64_t index = gspi_index(matrix->indices, first + (uint64_t)i, bytes);
-            put(&d->dense, horizontal ? d->bank_key[i] + index * step : index,
+            put(&dense, horizontal ? d->bank_key[i] + index * step : index,
                 d->values[first + (uint64_t)i]);
         }
     }
-    const uint64_t to = d->list->start[d->place_of[row]];
-    take(&d->dense, d->list->key + to, d->list->values + to);
+    take(&dense, elements_of(d, row));
 }
 
 static void decode_gs(const decoding *d) {
@@ -137,11 +152,9 @@ static void decode_irregular(const decoding *d) {
     const gsp_matrix *matrix = d->matrix;
     const uint32_t bytes = matrix->index_bytes;
     for (int64_t row = 0; row < matrix->rows; row++) {
-        const uint64_t from = matrix->indptr[row], count = matrix->indptr[row + 1] - from;
-        const uint64_t to = d->list->start[d->place_of[row]];
-        for (uint64_t i = 0; i < count; i++)
-            d->list->key[to + i] = (int32_t)gspi_index(matrix->indices, from + i, bytes);
-        memcpy(d->list->values + to, d->values + from, count * sizeof(float));
+        gspi_element *to = elements_of(d, row);
+        for (uint64_t i = matrix->indptr[row]; i < matrix->indptr[row + 1]; i++)
+            *to++ = (gspi_element){(int32_t)gspi_index(matrix->indices, i, bytes), d->values[i]};
     }
 }
 
@@ -150,24 +163,29 @@ static void decode_blocks(const decoding *d) {
     const int64_t height = matrix->pattern.block_rows, width = matrix->pattern.block_cols;
     for (int64_t row = 0; row < matrix->rows; row++) {
         const int64_t group = row / height;
-        uint64_t to = d->list->start[d->place_of[row]];
+        gspi_element *to = elements_of(d, row);
         for (uint64_t block = matrix->indptr[group]; block < matrix->indptr[group + 1]; block++) {
             const int64_t left =
                 (int64_t)gspi_index(matrix->indices, block, matrix->index_bytes) * width;
             const float *values = d->values + ((int64_t)block * height + row % height) * width;
-            for (int64_t c = 0; c < gspi_min(width, matrix->cols - left); c++, to++) {
-                d->list->key[to] = (int32_t)(left + c);
-                d->list->values[to] = values[c];
-            }
+            for (int64_t c = 0; c < gspi_min(width, matrix->cols - left); c++)
+                *to++ = (gspi_element){(int32_t)(left + c), values[c]};
         }
     }
 }
 
-static void put_nm(void *argument, int64_t row, int64_t col, uint64_t element) {
-    const decoding *d = argument;
-    const uint64_t to = d->list->start[d->place_of[row]] + element - d->matrix->indptr[row];
-    d->list->key[to] = (int32_t)col;
-    d->list->values[to] = d->values[element];
+static void decode_nm(const decoding *d) {
+    const gsp_matrix *matrix = d->matrix;
+    const int64_t n = matrix->pattern.nm_n, m = matrix->pattern.nm_m;
+    for (int64_t row = 0; row < matrix->rows; row++) {
+        uint64_t slot = matrix->indptr[row];
+        gspi_element *to = elements_of(d, row);
+        for (int64_t left = 0; left < matrix->cols; left += m)
+            for (int64_t i = gspi_min(n, matrix->cols - left); i > 0; i--, slot++) {
+                const uint32_t position = gspi_position(matrix->indices, slot, matrix->index_bytes);
+                *to++ = (gspi_element){(int32_t)(left + position), d->values[slot]};
+            }
+    }
 }
 
 /* All values of a matrix as floats: its own, or a copy that the caller frees. */
@@ -204,15 +222,12 @@ static gsp_status start_rows(gsp_context *context, const gsp_matrix *matrix, con
             list->entries += counts[row];
             list->start[place + 1] = list->start[place] + counts[row] + 1;
         }
-        list->key = gspi_alloc(context, list->start[rows], sizeof *list->key);
-        list->values = gspi_alloc(context, list->start[rows], sizeof *list->values);
+        list->elements = gspi_alloc(context, list->start[rows], sizeof *list->elements);
     }
     gspi_free(context, counts);
-    GSP_CHECK(list->key != NULL && list->values != NULL, GSP_ERROR_MEMORY);
-    for (int64_t place = 0; place < rows; place++) {
-        list->key[list->start[place + 1] - 1] = GSPI_NO_KEY;
-        list->values[list->start[place + 1] - 1] = 0;
-    }
+    GSP_CHECK(list->elements != NULL, GSP_ERROR_MEMORY);
+    for (int64_t place = 0; place < rows; place++)
+        list->elements[list->start[place + 1] - 1] = (gspi_element){GSPI_NO_KEY, 0};
     return GSP_OK;
 }
 
@@ -222,23 +237,24 @@ gsp_status gspi_decode_rows(gsp_context *context, const gsp_matrix *matrix, cons
     const int64_t banks = pattern->kind == GSP_GS ? pattern->banks : 0;
     const int64_t size = gspi_max(matrix->cols, banks * bank_stride);
     *list = (gspi_rows){.rows = matrix->rows};
+    const int64_t words = banks > 0 ? size / 64 + 1 : 0;
     float *copy;
     uint32_t *place_of = gspi_alloc(context, (size_t)matrix->rows, sizeof *place_of);
     int64_t *bank_key = gspi_alloc(context, (size_t)banks, sizeof *bank_key);
-    decoding d = {
-        .matrix = matrix,
-        .values = as_floats(context, matrix, values_of(matrix), &copy),
-        .place_of = place_of,
-        .bank_key = bank_key,
-        .place_step = bank_stride > 0 || pattern->layout == GSP_CONTIGUOUS ? 1 : banks,
-        .dense = {gspi_alloc(context, banks > 0 ? (size_t)size : 0, sizeof(float)),
-                  gspi_calloc(context, banks > 0 ? (size_t)size / 64 + 1 : 0, sizeof(uint64_t)),
-                  gspi_calloc(context, banks > 0 ? (size_t)size / 4096 + 1 : 0, sizeof(uint64_t)),
-                  size},
-        .list = list};
+    decoding d = {.matrix = matrix,
+                  .values = as_floats(context, matrix, values_of(matrix), &copy),
+                  .place_of = place_of,
+                  .bank_key = bank_key,
+                  .place_step = bank_stride > 0 || pattern->layout == GSP_CONTIGUOUS ? 1 : banks,
+                  .dense = {.values = gspi_alloc(context, 64 * (size_t)words, sizeof(float)),
+                            .bits = gspi_calloc(context, (size_t)words, sizeof(uint64_t)),
+                            .size = size},
+                  .list = list};
+    if (words > FEW_WORDS)
+        d.dense.words = gspi_calloc(context, (size_t)words / 64 + 1, sizeof(uint64_t));
     gsp_status status = d.values != NULL && place_of != NULL && bank_key != NULL &&
                                 d.dense.values != NULL && d.dense.bits != NULL &&
-                                d.dense.words != NULL
+                                (words <= FEW_WORDS || d.dense.words != NULL)
                             ? GSP_OK
                             : GSP_ERROR_MEMORY;
     if (status == GSP_OK) status = start_rows(context, matrix, order, place_of, list);
@@ -252,7 +268,7 @@ gsp_status gspi_decode_rows(gsp_context *context, const gsp_matrix *matrix, cons
         case GSP_GS: decode_gs(&d); break;
         case GSP_IRREGULAR: decode_irregular(&d); break;
         case GSP_BLOCK: decode_blocks(&d); break;
-        case GSP_NM: gspi_visit(matrix, 0, matrix->rows, put_nm, &d); break;
+        case GSP_NM: decode_nm(&d); break;
         }
     }
     void *const scratch[] = {d.dense.values, d.dense.bits, d.dense.words, bank_key, place_of, copy};
@@ -263,7 +279,6 @@ gsp_status gspi_decode_rows(gsp_context *context, const gsp_matrix *matrix, cons
 
 void gspi_free_rows(gsp_context *context, gspi_rows *list) {
     gspi_free(context, list->start);
-    gspi_free(context, list->key);
-    gspi_free(context, list->values);
+    gspi_free(context, list->elements);
     *list = (gspi_rows){0};
 }

@@ -15,17 +15,25 @@
 #include "../format/gsp_visit.h"
 #include "gsp_plan.h"
 
-/* Strips whose quads are counted to choose a kernel: as many fours of strips, evenly spread. */
+/* Strips whose quads are counted to choose a kernel: as many fours of strips, in so many parts. */
 #define SAMPLED 12
+#define PARTS 4
 /* What quads along cost beside those across, and tables that may lie in two cache lines beside those that do not:
  * measured as the costs of kernels.inc. */
 #define ALONG 1.4f
 #define UNALIGNED 1.15f
+/* Bytes of rows that are loaded ahead: part of a second cache. */
+#define NEAR (256 << 10)
 /* Rows of four strips at most. */
 #define MAX_ROWS (4 * 16)
+/* Columns that are looked at together, and entries of a register table at most. */
+#define COLUMNS 1024
+#define MAX_WIDTH 64
+/* Kernels of a backend for SpMV. */
+#define MAX_ENTRIES 16
 
 typedef struct {
-    int64_t width, grain;
+    int64_t width, grain; /* powers of two */
     int64_t last; /* a window begins here at most */
     int64_t per_row;
 } windows;
@@ -33,56 +41,110 @@ typedef struct {
 typedef struct {
     const gspi_entry *entry;
     int64_t per_row, grain;
-    float cost;
+    float bound, cost; /* without padding, and with that of the sample */
+    int parts; /* of the sample that have been counted; PARTS if the cost is known without */
+    float quads; /* of the sample, in those across */
+    uint64_t entries; /* elements of the sample */
 } candidate;
 
 /* ---------------------------------------------------------------- windows */
 
-/* How far each of up to MAX_ROWS rows is: its next element, and that one's key. */
+/* Where a window begins if the least column of what is left is `least`. */
+GSPI_INLINE int64_t window_at(const windows *w, int64_t least) {
+    return gspi_min(least & -w->grain, w->last);
+}
+
+/* How far each of up to MAX_ROWS rows is. */
 typedef struct {
     int64_t rows;
-    uint64_t at[MAX_ROWS];
-    int32_t next[MAX_ROWS];
+    const gspi_element *at[MAX_ROWS];
 } front;
 
-static front front_of(const gspi_rows *list, int64_t first, int64_t last) {
-    front f = {.rows = last - first};
-    for (int64_t i = 0; i < f.rows; i++) {
-        f.at[i] = list->start[first + i];
-        f.next[i] = list->key[f.at[i]];
-    }
-    return f;
+/* Rows [first, last) of the list, and some more that are done from the start: `rows` in all. */
+static void begin_front(const gspi_rows *list, int64_t first, int64_t last, int64_t rows,
+                        front *f) {
+    /* Many rows are read at once, more than the CPU itself would load ahead. */
+    const char *from = (const char *)(list->elements + list->start[first]);
+    const uint64_t bytes = (list->start[last] - list->start[first]) * sizeof *list->elements;
+    for (uint64_t at = 0; at < (bytes < NEAR ? bytes : NEAR); at += 64)
+        __builtin_prefetch(from + at);
+    f->rows = rows;
+    for (int64_t i = 0; i < rows; i++)
+        f->at[i] =
+            list->elements + (first + i < last ? list->start[first + i] : list->start[last] - 1);
 }
 
-/* Where the next window begins, GSPI_NO_KEY if all rows are done. */
-static int64_t next_window(const front *f, const windows *w) {
+static int64_t least_key(const front *f) {
     int32_t least = GSPI_NO_KEY;
-    for (int64_t i = 0; i < f->rows; i++) least = f->next[i] < least ? f->next[i] : least;
-    if (least == GSPI_NO_KEY) return least;
-    return gspi_min(least - least % w->grain, w->last);
+    for (int64_t i = 0; i < f->rows; i++) least = f->at[i]->key < least ? f->at[i]->key : least;
+    return least;
 }
 
+/* What is left of some rows, by columns: bit r of word i says that row r has an element in column first + i. Holds
+ * all columns below `last`, and rows of the front are as far as that. */
+typedef struct {
+    front front;
+    int64_t first, last;
+    uint64_t words[COLUMNS + MAX_WIDTH];
+} columns;
+
+/* Forgets the columns below `first`, and takes up as many more as there is space for. */
+static void move_columns(columns *c, int64_t first) {
+    const int64_t kept = gspi_max(0, c->last - first),
+                  last = gspi_min(first + COLUMNS, GSPI_NO_KEY);
+    memmove(c->words, c->words + (c->last - kept - c->first), (size_t)kept * sizeof *c->words);
+    memset(c->words + kept, 0, (size_t)(COLUMNS + MAX_WIDTH - kept) * sizeof *c->words);
+    for (int64_t i = 0; i < c->front.rows; i++) {
+        const gspi_element *at = c->front.at[i];
+        for (; at->key < last; at++) c->words[at->key - first] |= (uint64_t)1 << i;
+        c->front.at[i] = at;
+    }
+    c->first = first;
+    c->last = last;
+}
+
+/* Steps that rows [first, last) of the list take together: each takes from a column on what rows have not taken
+ * their share of before. */
 GSPI_INLINE int64_t count_steps_of(const gspi_rows *list, int64_t first, int64_t last,
                                    const windows *w, int64_t per_row) {
-    front f = front_of(list, first, last);
-    int64_t steps = 0, begin;
-    while ((begin = next_window(&f, w)) != GSPI_NO_KEY) {
-        const int32_t end = (int32_t)(begin + w->width);
-        for (int64_t i = 0; i < f.rows; i++) {
-            if (per_row == 1) f.at[i] += f.next[i] < end;
-            else
-                for (int64_t j = 0; j < per_row; j++) f.at[i] += list->key[f.at[i]] < end;
-            f.next[i] = list->key[f.at[i]];
+    columns c;
+    begin_front(list, first, last, last - first, &c.front);
+    c.first = c.last = 0;
+    int64_t steps = 0;
+    for (uint64_t *at = c.words, *end = at;; steps++) {
+        while (at < end && *at == 0) at++;
+        if (at == end) {
+            const int64_t least = least_key(&c.front);
+            if (least == GSPI_NO_KEY) return steps;
+            move_columns(&c, least);
+            at = c.words;
         }
-        steps++;
+        const int64_t least = c.first + (at - c.words), until = window_at(w, least) + w->width;
+        if (until > c.last) {
+            move_columns(&c, least);
+            at = c.words;
+        }
+        end = c.words + (c.last - c.first);
+        const uint64_t *const behind = c.words + (until - c.first);
+        uint64_t once = 0, twice = 0, thrice = 0, full = 0; /* rows with so many in this window */
+        for (uint64_t *word = at; word < behind; word++) {
+            const uint64_t here = *word;
+            if (per_row == 1) {
+                *word = here & once;
+            } else {
+                *word = here & full;
+                full |= here & thrice;
+                thrice |= here & twice;
+                twice |= here & once;
+            }
+            once |= here;
+        }
     }
-    return steps;
 }
 
-/* Steps that rows [first, last) of the list take together. */
 static int64_t count_steps(const gspi_rows *list, int64_t first, int64_t last, const windows *w) {
     return w->per_row == 1 ? count_steps_of(list, first, last, w, 1)
-                           : count_steps_of(list, first, last, w, w->per_row);
+                           : count_steps_of(list, first, last, w, 4);
 }
 
 static int64_t strip_rows(const gspi_entry *entry, int64_t per_row) {
@@ -133,50 +195,65 @@ static float gather_cost(const gspi_rows *list, const gspi_entry *entry) {
     return (float)quads * entry->cost;
 }
 
-/* Cost of a candidate, scaled up from some fours of strips. */
-static float tables_cost(const gspi_rows *list, int64_t x_size, const candidate *c) {
+/* Counts one more part of a sample of the fours of strips, which are evenly spread, and takes rows elsewhere to be
+ * padded as much. */
+static void count_part(const gspi_rows *list, int64_t x_size, candidate *c) {
     const gspi_entry *entry = c->entry;
     const windows w = windows_of(entry, x_size, c->grain, c->per_row);
     const int64_t rows = 4 * strip_rows(entry, c->per_row), fours = gspi_ceil_div(list->rows, rows);
     const int64_t sampled = gspi_min(fours, SAMPLED * 4 * entry->lanes / rows);
-    float cost = 0;
-    for (int64_t i = 0; i < sampled; i++) {
-        const int64_t first = i * fours / sampled * rows;
+    for (int64_t i = c->parts++; i < sampled; i += PARTS) {
+        const int64_t first = (2 * i + 1) * fours / (2 * sampled) * rows,
+                      last = gspi_min(first + rows, list->rows);
         bool along;
-        const int64_t quads =
-            count_quads(list, first, gspi_min(first + rows, list->rows), entry, &w, &along);
-        cost += (float)quads * entry->cost * (along ? ALONG : 1);
+        const int64_t quads = count_quads(list, first, last, entry, &w, &along);
+        c->quads += (float)quads * (along ? ALONG : 1);
+        c->entries += list->start[last] - list->start[first] - (uint64_t)(last - first);
     }
-    if (c->grain == 1) cost *= UNALIGNED;
-    return sampled == 0 ? 0 : cost * (float)fours / (float)sampled;
+    if (c->entries > 0)
+        c->cost = c->bound * c->quads * (float)(4 * entry->lanes) / (float)c->entries;
 }
 
-static void keep_cheaper(candidate c, float cost, candidate *best) {
-    c.cost = cost;
-    if (best->entry == NULL || cost < best->cost) *best = c;
-}
-
-static candidate choose(const gsp_matrix *matrix, gsp_backend backend, const gspi_rows *list,
-                        int64_t x_size) {
-    candidate best = {0};
+/* All that take the matrix, tables without padding; returns how many. */
+static int list_candidates(const gsp_matrix *matrix, gsp_backend backend, const gspi_rows *list,
+                           candidate *candidates) {
+    int count = 0;
     for (const gspi_entry *entry = gspi_kernels; entry->name != NULL; entry++) {
         if (entry->backend != backend || !gspi_takes(entry, matrix, GSPI_SPMV)) continue;
-        candidate c = {.entry = entry, .per_row = 1, .grain = 1};
-        if (entry->form == GSPI_GATHER) {
-            keep_cheaper(c, gather_cost(list, entry), &best);
-        } else if (entry->form == GSPI_TABLES) {
-            keep_cheaper(c, tables_cost(list, x_size, &c), &best);
-            c.grain = entry->lanes;
-            keep_cheaper(c, tables_cost(list, x_size, &c), &best);
-            if (matrix->pattern.kind != GSP_BLOCK || matrix->pattern.block_cols == 1) continue;
-            c.per_row = 4;
-            keep_cheaper(c, tables_cost(list, x_size, &c), &best);
-        } else {
-            const uint64_t slots = gspi_block_slots(matrix, entry);
-            keep_cheaper(c, (float)slots / 64 * entry->cost, &best);
+        candidate c = {.entry = entry, .per_row = 1, .grain = 1, .parts = PARTS};
+        if (entry->form != GSPI_TABLES) {
+            c.cost = entry->form == GSPI_GATHER
+                         ? gather_cost(list, entry)
+                         : (float)gspi_block_slots(matrix, entry) / 64 * entry->cost;
+            candidates[count++] = c;
+            continue;
         }
+        c.parts = 0;
+        c.bound = c.cost = (float)list->entries / 64 * entry->cost * UNALIGNED;
+        candidates[count++] = c;
+        c.bound = c.cost = (float)list->entries / 64 * entry->cost;
+        c.grain = entry->lanes;
+        candidates[count++] = c;
+        c.per_row = 4;
+        if (matrix->pattern.kind == GSP_BLOCK && matrix->pattern.block_cols > 1)
+            candidates[count++] = c;
     }
-    return best;
+    return count;
+}
+
+/* The cheapest. Whichever seems to be is counted further, until the cheapest is one that has been counted: so balanced
+ * masks, which have no padding, need a single count. */
+static candidate choose(const gsp_matrix *matrix, gsp_backend backend, const gspi_rows *list,
+                        int64_t x_size) {
+    candidate candidates[3 * MAX_ENTRIES];
+    const int count = list_candidates(matrix, backend, list, candidates);
+    for (;;) {
+        candidate *best = &candidates[0];
+        for (int i = 1; i < count; i++)
+            if (candidates[i].cost < best->cost) best = &candidates[i];
+        if (best->parts == PARTS) return *best;
+        count_part(list, x_size, best);
+    }
 }
 
 /* ---------------------------------------------------------------- packing */
@@ -187,71 +264,66 @@ typedef struct {
     uint64_t quads;
 } unit;
 
-/* Where slots lie in a quad: byte of the positions, and float. [row of the unit * per_row + slot of the row] */
-typedef struct {
-    int64_t byte[MAX_ROWS], value[MAX_ROWS];
-} slots;
-
-static slots slots_of(int64_t lanes, int64_t per_row) {
-    slots s;
-    for (int64_t i = 0; i < 4 * lanes; i++) {
-        /* With several slots to a row, row r is in strip r % 4: so the sums come out in order. */
-        const int64_t row = i / per_row;
-        const int64_t strip = per_row > 1 ? row % 4 : i / lanes,
-                      lane = per_row > 1 ? row / 4 * per_row + i % per_row : i % lanes;
-        s.byte[i] = 4 * lane + strip;
-        s.value[i] = strip * lanes + lane;
-    }
-    return s;
-}
-
-GSPI_INLINE void pack_steps_of(const gsp_plan *plan, const gspi_rows *list, const unit *u,
-                               const windows *w, bool along, const slots *s, unsigned char *quad,
-                               uint32_t *tables, int64_t per_row) {
-    const int64_t lanes = plan->entry->lanes;
-    const size_t quad_bytes = gspi_quad_bytes(GSPI_TABLES, plan->entry->lanes);
-    const int32_t *keys = list->key;
-    const float *elements = list->values;
-    const int64_t steps = (int64_t)u->quads * (along ? 4 : 1);
-    front f = front_of(list, u->first, u->last);
-    /* Lanes without a row are done from the start. */
-    for (; f.rows < (along ? 1 : 4) * lanes / per_row; f.rows++) {
-        f.at[f.rows] = list->start[u->first + 1] - 1;
-        f.next[f.rows] = GSPI_NO_KEY;
-    }
+/* Packs a unit into its quads; tables [steps]. With several slots to a row, row r is in strip r % 4: so the sums
+ * come out in order. */
+GSPI_INLINE void pack_steps_of(const gspi_rows *list, const unit *u, const windows *w,
+                               unsigned char *quad, uint32_t *tables, int64_t lanes,
+                               int64_t per_row, bool along) {
+    const int64_t strips = along ? 1 : 4, steps = (int64_t)u->quads * (along ? 4 : 1);
+    front f;
+    begin_front(list, u->first, u->last, strips * lanes / per_row, &f);
+    int32_t least[4] = {(int32_t)least_key(&f), GSPI_NO_KEY, GSPI_NO_KEY, GSPI_NO_KEY};
     for (int64_t step = 0; step < steps; step++) {
-        int64_t begin = next_window(&f, w);
-        if (begin == GSPI_NO_KEY) begin = 0; /* the last quad along */
-        const int32_t end = (int32_t)(begin + w->width);
-        unsigned char *words = quad + (size_t)(along ? step / 4 : step) * quad_bytes;
-        float *values = (float *)(words + 4 * lanes);
+        for (int64_t strip = 1; strip < strips; strip++)
+            least[0] = least[strip] < least[0] ? least[strip] : least[0];
+        /* The last quad along may have more steps than there is work for. */
+        const int32_t begin = least[0] == GSPI_NO_KEY ? 0 : (int32_t)window_at(w, least[0]);
+        const int32_t end = begin + (int32_t)w->width;
+        tables[step] = (uint32_t)begin;
+        unsigned char *bytes = quad;
+        float *values = (float *)(quad + 4 * lanes);
         if (along) {
-            words += step % 4;
+            bytes += step % 4;
             values += step % 4 * lanes;
         }
-        tables[step] = (uint32_t)begin;
-        for (int64_t i = 0; i < f.rows; i++) {
-            for (int64_t j = 0; j < per_row; j++) {
+        for (int64_t strip = 0; strip < strips; strip++) least[strip] = GSPI_NO_KEY;
+        for (int64_t lane = 0; lane < lanes; lane++) {
+            uint32_t word = 0;
+            for (int64_t strip = 0; strip < strips; strip++) {
+                const int64_t row =
+                    per_row > 1 ? lane / per_row * strips + strip : strip * lanes + lane;
                 /* Whether a slot is used is hard to predict: masks instead of branches. */
-                const int32_t key = keys[f.at[i]];
-                const uint32_t here = key < end, mask = -here;
+                const gspi_element *at = f.at[row];
+                const uint32_t here = at->key < end, mask = -here;
                 uint32_t bits;
-                memcpy(&bits, &elements[f.at[i]], sizeof bits);
+                memcpy(&bits, &at->value, sizeof bits);
                 bits &= mask;
-                words[s->byte[i * per_row + j]] = (unsigned char)((uint32_t)(key - begin) & mask);
-                memcpy(&values[s->value[i * per_row + j]], &bits, sizeof bits);
-                f.at[i] += here;
+                memcpy(&values[strip * lanes + lane], &bits, sizeof bits);
+                word |= ((uint32_t)(at->key - begin) & mask) << 8 * strip;
+                at += here;
+                f.at[row] = at;
+                if (lane % per_row == per_row - 1)
+                    least[strip] = at->key < least[strip] ? at->key : least[strip];
             }
-            f.next[i] = keys[f.at[i]];
+            if (along) bytes[4 * lane] = (unsigned char)word;
+            else ((uint32_t *)bytes)[lane] = word;
         }
+        if (!along || step % 4 == 3) quad += gspi_quad_bytes(GSPI_TABLES, (int)lanes);
     }
 }
 
-/* Packs a unit into its quads; tables [steps]. */
-static void pack_steps(const gsp_plan *plan, const gspi_rows *list, const unit *u, const windows *w,
-                       bool along, const slots *s, unsigned char *quad, uint32_t *tables) {
-    if (w->per_row == 1) pack_steps_of(plan, list, u, w, along, s, quad, tables, 1);
-    else pack_steps_of(plan, list, u, w, along, s, quad, tables, w->per_row);
+static void pack_steps(const gspi_rows *list, const unit *u, const windows *w, int64_t lanes,
+                       bool along, unsigned char *quad, uint32_t *tables) {
+    /* Compiled for each number of lanes. */
+    if (lanes == 16) {
+        if (along) pack_steps_of(list, u, w, quad, tables, 16, 1, true);
+        else if (w->per_row == 1) pack_steps_of(list, u, w, quad, tables, 16, 1, false);
+        else pack_steps_of(list, u, w, quad, tables, 16, 4, false);
+    } else {
+        if (along) pack_steps_of(list, u, w, quad, tables, 8, 1, true);
+        else if (w->per_row == 1) pack_steps_of(list, u, w, quad, tables, 8, 1, false);
+        else pack_steps_of(list, u, w, quad, tables, 8, 4, false);
+    }
 }
 
 /* Lists the units: fours of strips across, then strips along. Returns their number; *fours says how many are the
@@ -306,10 +378,9 @@ static gsp_status pack_units(gsp_plan *plan, const gspi_rows *list, const uint32
         plan->row_map = gspi_plan_alloc(plan, (uint64_t)list->rows, sizeof *plan->row_map);
     GSP_CHECK(plan->packed != NULL && plan->tables != NULL && (natural || plan->row_map != NULL),
               GSP_ERROR_MEMORY);
-    const slots s = slots_of(entry->lanes, w->per_row);
     for (int64_t u = 0, place = 0; u < plan->units; u++) {
         const uint64_t item = plan->start[u];
-        pack_steps(plan, list, &units[u], w, u >= plan->fours, &s,
+        pack_steps(list, &units[u], w, entry->lanes, u >= plan->fours,
                    plan->packed + item * gspi_quad_bytes(GSPI_TABLES, entry->lanes),
                    plan->tables + gspi_table_of(plan, item));
         for (int64_t row = units[u].first; !natural && row < units[u].last; row++)
@@ -355,8 +426,8 @@ static gsp_status pack_gather(gsp_plan *plan, const gspi_rows *list, const uint3
             unsigned char *quad =
                 plan->packed + (plan->start[place / lanes] + (e - begin) / 4) * quad_bytes;
             const int64_t slot = (int64_t)((e - begin) % 4) * lanes + place % lanes;
-            ((int32_t *)quad)[slot] = list->key[e];
-            ((float *)(quad + 16 * lanes))[slot] = list->values[e];
+            ((int32_t *)quad)[slot] = list->elements[e].key;
+            ((float *)(quad + 16 * lanes))[slot] = list->elements[e].value;
         }
     }
     return GSP_OK;
