@@ -188,11 +188,11 @@ def activate(values, name, samples):
 
 
 @pytest.mark.parametrize("backend", VECTOR_BACKENDS)
-@pytest.mark.parametrize(("name", "ulps"), [("sigmoid", 3), ("tanh", 3), ("gelu", 12), ("silu", 4)])
+@pytest.mark.parametrize(("name", "ulps"), [("sigmoid", 2), ("tanh", 2), ("gelu", 12), ("silu", 3)])
 def test_activations_over_all_exponents(name, ulps, backend):
     """Units in the last place of the exact value, or of the least normal float where that is more.
 
-    Where e^x is no normal float, x times it carries x times its error.
+    Below -17, sigmoid is e^x: 1 more in its denominator is nothing; so exp is held to 1 there. Where e^x is no normal float, x times it carries x times its error.
     """
     bits = np.concatenate(
         [np.arange(0x33000000, 0x43400000, 1531), np.arange(0, 0x33000000, 99991)]
@@ -206,6 +206,8 @@ def test_activations_over_all_exponents(name, ulps, backend):
     unit = np.spacing(np.maximum(np.abs(exact), np.finfo(np.float32).tiny).astype(np.float32))
     underflow = np.where(x < -87, np.abs(x) / 2, 0) if name == "silu" else 0
     worst = np.abs(y - exact) / unit - underflow
+    if name == "sigmoid":
+        assert worst[x < -17].max() <= 1
     assert worst.max() <= ulps, f"{worst.max()} at {x[worst.argmax()]}"
 
 
