@@ -25,13 +25,13 @@ Params = Sequence["Matrix | npt.ArrayLike | None"]
 State = tuple[npt.ArrayLike, npt.ArrayLike]
 
 
-class _Cell(NamedTuple):
+class Cell(NamedTuple):
     number: int  # of gsp_cell
     gates: int
 
 
-_LSTM = _Cell(0, 4)
-_GRU = _Cell(1, 3)
+LSTM = Cell(0, 4)
+GRU = Cell(1, 3)
 
 # As many samples, at most, have the sums of their inputs computed at once: see RUN_SAMPLES.
 _RUN_SAMPLES = 256
@@ -40,7 +40,7 @@ _RUN_SAMPLES = 256
 # ------------------------------------------------------------------- weights
 
 
-class _Weights(NamedTuple):
+class Weights(NamedTuple):
     """Weights of all layers and directions, checked: two matrices and two biases for each."""
 
     matrices: tuple[Matrix, ...]
@@ -51,7 +51,7 @@ class _Weights(NamedTuple):
     dtype: np.dtype[Any]
 
 
-def _name(kind: str, index: int, directions: int) -> str:
+def parameter_name(kind: str, index: int, directions: int) -> str:
     """What torch calls this parameter."""
     return f"{kind}_l{index // directions}" + ("_reverse" if index % directions else "")
 
@@ -68,7 +68,7 @@ def _check_matrix(matrix: object, name: str, shape: tuple[int | None, int | None
     return matrix
 
 
-def _weights(params: Params, cell: _Cell, directions: int) -> _Weights:
+def check_params(params: Params, cell: Cell, directions: int) -> Weights:
     params = list(params)
     biased = len(params) > 2 and not isinstance(params[2], Matrix) and np.ndim(params[2]) < 2  # type: ignore[arg-type]
     each = 4 if biased else 2
@@ -83,7 +83,7 @@ def _weights(params: Params, cell: _Cell, directions: int) -> _Weights:
     for i in range(len(params) // each):
         own = params[i * each : (i + 1) * each]
         if i == 0:
-            state = _check_matrix(own[1], _name("weight_hh", i, directions), (None, None))
+            state = _check_matrix(own[1], parameter_name("weight_hh", i, directions), (None, None))
             hidden = state.shape[1]
         rows, cols = cell.gates * hidden, None
         if i > 0:
@@ -92,7 +92,7 @@ def _weights(params: Params, cell: _Cell, directions: int) -> _Weights:
         for matrix, kind, width in zip(
             own, ("weight_ih", "weight_hh"), (cols, hidden), strict=False
         ):
-            name = _name(kind, i, directions)
+            name = parameter_name(kind, i, directions)
             checked = _check_matrix(matrix, name, (rows, width))
             if _dtype_of(checked) != dtype:
                 raise TypeError(
@@ -105,12 +105,12 @@ def _weights(params: Params, cell: _Cell, directions: int) -> _Weights:
             if bias is None:
                 biases.append(None)
                 continue
-            name = _name(kind, i, directions)
+            name = parameter_name(kind, i, directions)
             array = np.ascontiguousarray(_operand(bias, dtype, name))
             if array.shape != (rows,):
                 raise ValueError(f"{name} must have shape [{rows}], got {list(array.shape)}")
             biases.append(array)
-    return _Weights(tuple(matrices), tuple(biases), directions, features, hidden, dtype)
+    return Weights(tuple(matrices), tuple(biases), directions, features, hidden, dtype)
 
 
 # ----------------------------------------------------------------- sequences
@@ -156,18 +156,18 @@ def _check_batch_sizes(batch_sizes: npt.ArrayLike, samples: int) -> npt.NDArray[
     return np.ascontiguousarray(sizes, np.int64)
 
 
-def _state(state: npt.ArrayLike, name: str, weights: _Weights, shape: tuple[int, ...]) -> Array:
+def _state(state: npt.ArrayLike, name: str, weights: Weights, shape: tuple[int, ...]) -> Array:
     array = _operand(state, weights.dtype, name)
     if array.shape != shape:
         raise ValueError(f"{name} must have shape {list(shape)}, got {list(array.shape)}")
     return array
 
 
-def _states(cell: _Cell, hx: Any, weights: _Weights, shape: tuple[int, ...]) -> list[Array | None]:
+def _states(cell: Cell, hx: Any, weights: Weights, shape: tuple[int, ...]) -> list[Array | None]:
     """h0 and c0, None where there is none."""
     if hx is None:
         return [None, None]
-    if cell is _GRU:
+    if cell is GRU:
         return [_state(hx, "hx", weights, shape), None]
     if not isinstance(hx, tuple | list) or len(hx) != 2:
         raise TypeError("hx must be a pair (h_0, c_0)")
@@ -175,8 +175,8 @@ def _states(cell: _Cell, hx: Any, weights: _Weights, shape: tuple[int, ...]) -> 
 
 
 def _call(
-    cell: _Cell,
-    weights: _Weights,
+    cell: Cell,
+    weights: Weights,
     x: Array,
     batch_sizes: npt.NDArray[np.int64] | None,
     states: Sequence[Array | None],
@@ -203,7 +203,7 @@ def _call(
 
 
 def _sequence(
-    cell: _Cell,
+    cell: Cell,
     x: npt.ArrayLike,
     params: Params,
     hx: Any,
@@ -212,7 +212,7 @@ def _sequence(
     bidirectional: bool,
     batch_first: bool,
 ) -> tuple[Array, Array, Array | None]:
-    weights = _weights(params, cell, 2 if bidirectional else 1)
+    weights = check_params(params, cell, 2 if bidirectional else 1)
     array = _operand(x, weights.dtype, "x")
     dims = (2,) if batch_sizes is not None else (3,) if lengths is not None else (2, 3)
     if array.ndim not in dims or array.shape[-1] != weights.features:
@@ -305,7 +305,7 @@ def lstm(
         If shapes do not fit.
     """
     output, h_n, c_n = _sequence(
-        _LSTM, x, params, hx, lengths, batch_sizes, bidirectional, batch_first
+        LSTM, x, params, hx, lengths, batch_sizes, bidirectional, batch_first
     )
     assert c_n is not None
     return output, (h_n, c_n)
@@ -344,17 +344,15 @@ def gru(
     TypeError, ValueError
         As of `lstm`.
     """
-    output, h_n, _ = _sequence(
-        _GRU, x, params, hx, lengths, batch_sizes, bidirectional, batch_first
-    )
+    output, h_n, _ = _sequence(GRU, x, params, hx, lengths, batch_sizes, bidirectional, batch_first)
     return output, h_n
 
 
 # --------------------------------------------------------------------- cells
 
 
-def _step(cell: _Cell, x: npt.ArrayLike, hx: Any, params: Params) -> tuple[Array, Array | None]:
-    weights = _weights(params, cell, 1)
+def _step(cell: Cell, x: npt.ArrayLike, hx: Any, params: Params) -> tuple[Array, Array | None]:
+    weights = check_params(params, cell, 1)
     array = _operand(x, weights.dtype, "x")
     if array.ndim not in (1, 2) or array.shape[-1] != weights.features:
         raise ValueError(
@@ -399,7 +397,7 @@ def lstm_cell(
     TypeError, ValueError
         As of `lstm`.
     """
-    h, c = _step(_LSTM, x, hx, (weight_ih, weight_hh, bias_ih, bias_hh))
+    h, c = _step(LSTM, x, hx, (weight_ih, weight_hh, bias_ih, bias_hh))
     assert c is not None
     return h, c
 
@@ -435,4 +433,4 @@ def gru_cell(
     TypeError, ValueError
         As of `lstm`.
     """
-    return _step(_GRU, x, hx, (weight_ih, weight_hh, bias_ih, bias_hh))[0]
+    return _step(GRU, x, hx, (weight_ih, weight_hh, bias_ih, bias_hh))[0]

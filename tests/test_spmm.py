@@ -192,7 +192,8 @@ def activate(values, name, samples):
 def test_activations_over_all_exponents(name, ulps, backend):
     """Units in the last place of the exact value, or of the least normal float where that is more.
 
-    Below -17, sigmoid is e^x: 1 more in its denominator is nothing; so exp is held to 1 there. Where e^x is no normal float, x times it carries x times its error.
+    Below -17, sigmoid is e^x, since 1 more in its denominator is nothing: exp is held to 1 there. Where e^x is no
+    normal float, x times it carries x times its error.
     """
     bits = np.concatenate(
         [np.arange(0x33000000, 0x43400000, 1531), np.arange(0, 0x33000000, 99991)]

@@ -10,15 +10,27 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence
 
 from gspattern.patterns import Pattern, parse_pattern
-from gspattern.torch.modules import GSLinear
+from gspattern.torch.modules import Compact, GSLinear
 from gspattern.torch.pruner import Patterns, Pruner
-from gspattern.torch.targets import carried, lookup
+from gspattern.torch.recurrent import GSGRU, GSLSTM, GSGRUCell, GSLSTMCell
+from gspattern.torch.targets import carried, lookup, weights_of
 
 logger = logging.getLogger("gspattern")
 
 M = TypeVar("M", bound=nn.Module)
+
+# Of one call of a layer.
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+# Of every weight that becomes compact, the pattern that was given for it, None where it carries its own.
+Chosen = dict[str, Pattern | None]
+
+RECURRENT: dict[type[nn.Module], type[GSLSTM | GSLSTMCell | GSGRU | GSGRUCell]] = {
+    kind.dense: kind for kind in (GSLSTM, GSLSTMCell, GSGRU, GSGRUCell)
+}
 
 
 def convert(
@@ -38,8 +50,8 @@ def convert(
     pruner : Pruner, optional
         The one that pruned the model: weights are masked once more, so that nothing stray is left.
     pattern : str, Pattern, or dict of glob to these, optional
-        For layers that were pruned by other means: every linear layer that is named (without a dict: at
-        least half zeros) and carries no pattern of its own is encoded with this one.
+        For layers that were pruned by other means: every weight of a linear or recurrent layer that is named
+        (without a dict: at least half zeros) and carries no pattern of its own is encoded with this one.
     dtype : str, optional
         Of the compact values: "float32", "float64", "float16", "bfloat16" or "int8"; None for the model's.
     keep_dense : "auto" or bool
@@ -73,7 +85,7 @@ def convert(
     chosen = _layers(model, pattern)
     if not chosen:
         raise ValueError(
-            "nothing to convert: no linear layer of this model carries a mask; prune it with Pruner or "
+            "nothing to convert: no layer of this model carries a mask; prune it with Pruner or "
             'prune_, or give the pattern of its zeros, such as pattern="irregular"'
         )
     fast = copy.deepcopy(model)
@@ -85,9 +97,8 @@ def convert(
     for name, given in chosen.items():
         layer = fast.get_submodule(name)
         if id(layer) not in made:
-            assert isinstance(layer, nn.Linear)
             try:
-                compact = GSLinear.from_linear(layer, given, dtype)
+                compact = _compact(layer, given, dtype)
             except ValueError as error:
                 raise type(error)(f"{name or 'the model'}: {error}") from None
             compact.train(layer.training)
@@ -115,8 +126,14 @@ def _leave_fast_paths(model: nn.Module) -> None:
             module.use_nested_tensor = False
 
 
-def _layers(model: nn.Module, pattern: Patterns | None) -> dict[str, Pattern | None]:
-    """The layers to convert, each with the pattern given for it, None where it carries its own."""
+def _compact(layer: nn.Module, chosen: Chosen, dtype: str | None) -> Compact:
+    if isinstance(layer, nn.Linear):
+        return GSLinear.from_linear(layer, chosen["weight"], dtype)
+    return RECURRENT[type(layer)].from_module(layer, chosen, dtype)
+
+
+def _layers(model: nn.Module, pattern: Patterns | None) -> dict[str, Chosen]:
+    """The layers to convert, each with its weights that become compact."""
     table = None
     if pattern is not None:
         by_name = isinstance(pattern, Mapping)
@@ -124,36 +141,54 @@ def _layers(model: nn.Module, pattern: Patterns | None) -> dict[str, Pattern | N
             glob: parse_pattern(p)
             for glob, p in (pattern.items() if isinstance(pattern, Mapping) else [("*", pattern)])
         }
-    chosen: dict[str, Pattern | None] = {}
+    chosen: dict[str, Chosen] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         # A subclass with a forward of its own, or one whose weight others read, is not simply a product.
-        if type(module) is not nn.Linear:
+        if type(module) is not nn.Linear and type(module) not in RECURRENT:
             if carried(module):
                 logger.info("%s stays dense: %s is not converted", name, type(module).__name__)
             continue
-        if "weight" in carried(module):
-            chosen[name] = None
-        elif table is not None:
-            found = lookup(f"{name}.weight" if name else "weight", table)
-            zeros = float((module.weight.detach() == 0).double().mean())
-            if found is not None and (by_name or zeros >= 0.5):
-                chosen[name] = found
+        here: Chosen = {}
+        for weight in weights_of(module):
+            if weight in carried(module):
+                here[weight] = None
+            elif table is not None:
+                found = lookup(f"{name}.{weight}" if name else weight, table)
+                zeros = float((getattr(module, weight).detach() == 0).double().mean())
+                if found is not None and (by_name or zeros >= 0.5):
+                    here[weight] = found
+        if here:
+            chosen[name] = here
     return chosen
 
 
-def _record(model: nn.Module, names: list[str], example: Any) -> dict[str, torch.Tensor]:
-    """The first input of every named layer when the model is called with the example."""
+def _copied(value: Any) -> Any:
+    """A copy of what a layer is called with, which nothing that comes later changes."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if isinstance(value, PackedSequence):
+        return PackedSequence(*map(_copied, value))
+    return tuple(map(_copied, value)) if isinstance(value, tuple) else value
+
+
+def _record(model: nn.Module, names: list[str], example: Any) -> dict[str, Arguments]:
+    """The arguments of the first call of every named layer when the model is called with the example."""
     if example is None:
         return {}
-    seen: dict[str, torch.Tensor] = {}
+    seen: dict[str, Arguments] = {}
 
     def hook_for(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            seen.setdefault(name, args[0].detach().clone())
+        def hook(module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            if name not in seen:
+                kept = {key: _copied(value) for key, value in keywords.items()}
+                seen[name] = _copied(args), kept
 
         return hook
 
-    hooks = [model.get_submodule(name).register_forward_pre_hook(hook_for(name)) for name in names]
+    hooks = [
+        model.get_submodule(name).register_forward_pre_hook(hook_for(name), with_kwargs=True)
+        for name in names
+    ]
     training = {module: module.training for module in model.modules()}
     try:
         model.eval()
@@ -171,11 +206,14 @@ def _record(model: nn.Module, names: list[str], example: Any) -> dict[str, torch
 
 
 def _dense_wins(
-    name: str, layer: nn.Linear, compact: GSLinear, x: torch.Tensor | None, rounds: int = 30
+    name: str, layer: nn.Module, compact: Compact, example: Arguments | None, rounds: int = 30
 ) -> bool:
     """Whether the dense layer is the faster one: best of `rounds`, taken in turns."""
-    if x is None:
-        x = torch.linspace(-1, 1, layer.in_features, dtype=layer.weight.dtype).reshape(1, -1)
+    if example is None:
+        weight = getattr(layer, weights_of(layer)[0])
+        x = torch.linspace(-1, 1, weight.shape[1], dtype=weight.dtype).reshape(1, -1)
+        example = ((x,), {})
+    args, keywords = example
     best = [float("inf"), float("inf")]
     end = time.perf_counter() + 1
     with torch.inference_mode():
@@ -184,12 +222,15 @@ def _dense_wins(
                 break
             for i, module in enumerate((layer, compact)):
                 start = time.perf_counter()
-                module(x)
+                module(*args, **keywords)
                 best[i] = min(best[i], time.perf_counter() - start)
     dense, sparse = best
+    given = (*args, *keywords.values())[0]
+    patterns = sorted({str(matrix.pattern) for matrix in compact.weights.values()})
     logger.info(
         "%s: dense %.1f us, %s %.1f us for an input of %s: %s",
-        name, dense * 1e6, compact.matrix.pattern, sparse * 1e6, tuple(x.shape),
+        name, dense * 1e6, " and ".join(patterns), sparse * 1e6,
+        tuple((given.data if isinstance(given, PackedSequence) else given).shape),
         "stays dense" if dense < sparse else "compact",
     )  # fmt: skip
     return dense < sparse

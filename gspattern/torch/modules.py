@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -19,8 +19,43 @@ from gspattern.torch.targets import ATTRIBUTE, PrunedWeight, carried
 
 MOST_THREADS = 256  # that set_num_threads takes
 
+R = TypeVar("R")
 
-class GSLinear(nn.Module):
+
+class Compact(nn.Module):
+    """A layer whose weights are compact matrices. It is for inference on the CPU."""
+
+    @property
+    def weights(self) -> dict[str, Matrix]:
+        """The matrices, by the names of the parameters that they stand for."""
+        raise NotImplementedError
+
+    def _call(self, function: Callable[..., R], *args: Any) -> R:
+        """Call what runs the kernels, from between the graphs of a compiled model if need be."""
+        if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            raise RuntimeError(
+                f"{type(self).__name__} cannot be traced: a trace would hold the answer to its example as a "
+                "constant; use torch.compile, or trace the dense model"
+            )
+        if torch.compiler.is_compiling():
+            uncompiled: Callable[..., R]  # nothing is imported for it before
+            uncompiled = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+            return uncompiled(*args)
+        return function(*args)
+
+    def _check(self, x: torch.Tensor) -> None:
+        if x.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError(
+                f"{type(self).__name__} is for inference and has no gradient: use torch.no_grad(), "
+                "or train the pruned dense model and convert it afterwards"
+            )
+        if not x.is_cpu:
+            raise RuntimeError(
+                f"{type(self).__name__} runs on the CPU, got a tensor on {x.device}: use x.cpu()"
+            )
+
+
+class GSLinear(Compact):
     """A linear layer with a compact matrix for its weight: y = x W^T + b, for inference on the CPU.
 
     It takes the same inputs as `torch.nn.Linear`, [..., K] to [..., M], and as many threads as
@@ -46,8 +81,7 @@ class GSLinear(nn.Module):
         super().__init__()
         self.matrix = matrix
         self.out_features, self.in_features = matrix.shape
-        # Kernels add in float32 (float64), whatever the type of the values.
-        self._compute = _compute_dtype(matrix)
+        self._compute = compute_dtype(matrix)
         if bias is not None:
             if tuple(bias.shape) != (self.out_features,):
                 raise ValueError(
@@ -55,6 +89,10 @@ class GSLinear(nn.Module):
                 )
             bias = bias.detach().to("cpu", self._compute, copy=True)
         self.register_buffer("bias", bias)
+
+    @property
+    def weights(self) -> dict[str, Matrix]:
+        return {"weight": self.matrix}
 
     @classmethod
     def from_linear(
@@ -80,34 +118,11 @@ class GSLinear(nn.Module):
         ValueError
             If neither the layer nor the caller knows a pattern, or weights outside the mask are not zero.
         """
-        weight = layer.weight.detach().cpu()
-        known = carried(layer).get("weight")
-        array = (weight if weight.dtype == torch.float64 else weight.float()).numpy()
-        array = np.ascontiguousarray(array)
-        if pattern is not None:
-            matrix = encode(array, pattern)
-        elif known is None:
-            raise ValueError(
-                "this layer was not pruned by a Pruner: give the pattern of its zeros, "
-                'pattern="gs(16,16)" or pattern="irregular"'
-            )
-        else:
-            stray = np.count_nonzero(array[~known.mask])
-            if stray:
-                raise ValueError(
-                    f"{stray} weights outside the mask are not zero; "
-                    "call pruner.step() after every optimizer.step(), or pruner.finalize() now"
-                )
-            matrix = encode(array, known.pattern, mask=known.mask, row_order=known.row_order)
-        return cls(
-            cast_matrix(matrix, dtype or str(weight.dtype).removeprefix("torch.")), layer.bias
-        )
+        return cls(encode_weight(layer, "weight", pattern, dtype), layer.bias)
 
     def to_dense(self) -> nn.Linear:
         """The same layer as a dense `torch.nn.Linear` that can be trained and knows its mask."""
-        # Whole numbers are no weights to train: int8 goes back through its scales.
-        values = self.matrix.astype("float32") if self.matrix.scales is not None else self.matrix
-        weight = tensor_of(values.to_dense())
+        weight = tensor_of(trainable(self.matrix))
         layer = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
         layer.weight = nn.Parameter(weight)
         if self.bias is not None:
@@ -136,29 +151,11 @@ class GSLinear(nn.Module):
         ValueError
             If the last dimension of `x` is not K.
         """
-        if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-            raise RuntimeError(
-                "GSLinear cannot be traced: a trace would hold the answer to its example as a constant; "
-                "use torch.compile, or trace the dense model"
-            )
-        if torch.compiler.is_compiling():
-            # A compiled model calls the kernels from between its graphs. (Nothing is imported for it before.)
-            uncompiled: Callable[[torch.Tensor], torch.Tensor]
-            uncompiled = torch.compiler.disable(self._multiply)  # type: ignore[no-untyped-call]
-            return uncompiled(x)
-        return self._multiply(x)
+        return self._call(self._multiply, x)
 
     def _multiply(self, x: torch.Tensor) -> torch.Tensor:
-        if x.requires_grad and torch.is_grad_enabled():
-            raise RuntimeError(
-                "GSLinear is for inference and has no gradient: use torch.no_grad(), "
-                "or train the pruned dense model and convert it afterwards"
-            )
-        if not x.is_cpu:
-            raise RuntimeError(f"GSLinear runs on the CPU, got a tensor on {x.device}: use x.cpu()")
-        threads = min(torch.get_num_threads(), MOST_THREADS)
-        if threads != _core.get_num_threads():
-            set_num_threads(threads)
+        self._check(x)
+        use_torch_threads()
         # Small layers take two microseconds: what follows converts nothing that is right already.
         compute = self._compute
         given = x.detach() if x.dtype is compute else x.detach().to(compute)
@@ -179,18 +176,11 @@ class GSLinear(nn.Module):
         )
 
     def get_extra_state(self) -> dict[str, Any]:
-        arrays = {key: tensor_of(value) for key, value in self.matrix.arrays().items()}
-        return {"pattern": str(self.matrix.pattern), "shape": list(self.matrix.shape), **arrays}
+        return state_of(self.matrix)
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        shape = (int(state["shape"][0]), int(state["shape"][1]))
-        if shape != self.matrix.shape:
-            raise ValueError(f"this layer is {self.matrix.shape}, the state that of {shape}")
-        arrays: dict[str, Any] = {
-            key: array_of(value) for key, value in state.items() if isinstance(value, torch.Tensor)
-        }
-        self.matrix = Matrix.from_arrays(state["pattern"], shape, **arrays)
-        self._compute = _compute_dtype(self.matrix)
+        self.matrix = matrix_of(state, self.matrix.shape)
+        self._compute = compute_dtype(self.matrix)
 
 
 def matrices(model: nn.Module) -> dict[str, Matrix | npt.NDArray[Any]]:
@@ -200,12 +190,71 @@ def matrices(model: nn.Module) -> dict[str, Matrix | npt.NDArray[Any]]:
     """
     tensors: dict[str, Matrix | npt.NDArray[Any]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, GSLinear):
-            tensors[f"{name}.weight" if name else "weight"] = module.matrix
+        prefix = f"{name}." if name else ""
+        if isinstance(module, Compact):
+            tensors.update((prefix + key, matrix) for key, matrix in module.weights.items())
     for name, value in model.state_dict().items():
         if isinstance(value, torch.Tensor):
             tensors[name] = array_of(value)
     return tensors
+
+
+# ------------------------------------------------------------------ what layers share
+
+
+def use_torch_threads() -> None:
+    """Let kernels use as many threads as torch may."""
+    threads = min(torch.get_num_threads(), MOST_THREADS)
+    if threads != _core.get_num_threads():
+        set_num_threads(threads)
+
+
+def encode_weight(
+    layer: nn.Module, name: str, pattern: str | Pattern | None, dtype: str | None
+) -> Matrix:
+    """The compact form of one weight of a layer: with its own mask, or the nonzeros under `pattern`."""
+    weight = getattr(layer, name).detach().cpu()
+    known = carried(layer).get(name)
+    array = (weight if weight.dtype == torch.float64 else weight.float()).numpy()
+    array = np.ascontiguousarray(array)
+    if pattern is not None:
+        matrix = encode(array, pattern)
+    elif known is None:
+        raise ValueError(
+            "this layer was not pruned by a Pruner: give the pattern of its zeros, "
+            'pattern="gs(16,16)" or pattern="irregular"'
+        )
+    else:
+        stray = np.count_nonzero(array[~known.mask])
+        if stray:
+            raise ValueError(
+                f"{stray} weights outside the mask are not zero; "
+                "call pruner.step() after every optimizer.step(), or pruner.finalize() now"
+            )
+        matrix = encode(array, known.pattern, mask=known.mask, row_order=known.row_order)
+    return cast_matrix(matrix, dtype or str(weight.dtype).removeprefix("torch."))
+
+
+def trainable(matrix: Matrix) -> npt.NDArray[Any]:
+    """Dense weights. Whole numbers are no weights to train: int8 goes back through its scales."""
+    return (matrix.astype("float32") if matrix.scales is not None else matrix).to_dense()
+
+
+def state_of(matrix: Matrix) -> dict[str, Any]:
+    """The arrays of a matrix as tensors, for a state_dict."""
+    arrays = {key: tensor_of(value) for key, value in matrix.arrays().items()}
+    return {"pattern": str(matrix.pattern), "shape": list(matrix.shape), **arrays}
+
+
+def matrix_of(state: dict[str, Any], expected: tuple[int, int]) -> Matrix:
+    """The way back from `state_of`, for a layer of the expected shape."""
+    shape = (int(state["shape"][0]), int(state["shape"][1]))
+    if shape != expected:
+        raise ValueError(f"this layer is {expected}, the state that of {shape}")
+    arrays: dict[str, Any] = {
+        key: array_of(value) for key, value in state.items() if isinstance(value, torch.Tensor)
+    }
+    return Matrix.from_arrays(state["pattern"], shape, **arrays)
 
 
 def cast_matrix(matrix: Matrix, dtype: str) -> Matrix:
@@ -231,5 +280,6 @@ def array_of(tensor: torch.Tensor) -> npt.NDArray[Any]:
     return np.array(tensor.numpy())
 
 
-def _compute_dtype(matrix: Matrix) -> torch.dtype:
+def compute_dtype(matrix: Matrix) -> torch.dtype:
+    """What kernels add in, and take inputs and biases as."""
     return torch.float64 if matrix.dtype == np.float64 else torch.float32

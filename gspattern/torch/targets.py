@@ -17,8 +17,8 @@ from gspattern.patterns import Pattern
 
 logger = logging.getLogger("gspattern")
 
-# The layers that can be pruned, with their weight matrices: parameters of shape [outputs, inputs].
-PRUNABLE: dict[type[nn.Module], tuple[str, ...]] = {nn.Linear: ("weight",)}
+# The layers that can be pruned; `weights_of` names their weight matrices.
+PRUNABLE = (nn.Linear, nn.LSTM, nn.LSTMCell, nn.GRU, nn.GRUCell)
 
 # The attribute of a pruned module. It stands outside the state_dict, whose keys never change.
 ATTRIBUTE = "gs_pruned"
@@ -118,7 +118,7 @@ def find_targets(
     found: dict[str, nn.Parameter] = {}
     last_linear: nn.Parameter | None = None
     for prefix, module in model.named_modules():
-        for attribute in _weights_of(module):
+        for attribute in weights_of(module):
             parameter = module._parameters.get(attribute)
             if not isinstance(parameter, nn.Parameter) or not torch.is_floating_point(parameter):
                 logger.info("%s is left as it is: its weight is not a plain parameter", prefix)
@@ -160,8 +160,16 @@ def find_targets(
     return targets
 
 
-def _weights_of(module: nn.Module) -> tuple[str, ...]:
-    return next((names for kind, names in PRUNABLE.items() if isinstance(module, kind)), ())
+def weights_of(module: nn.Module) -> tuple[str, ...]:
+    """The parameters of a layer that are weight matrices, [outputs, inputs], in its own order.
+
+    Those of a recurrent layer with projections are not: nothing here multiplies by them.
+    """
+    if isinstance(module, nn.Linear):
+        return ("weight",)
+    if not isinstance(module, PRUNABLE) or getattr(module, "proj_size", None):
+        return ()
+    return tuple(name for name in module._parameters if name.startswith("weight_"))
 
 
 def _check_globs(label: str, globs: Sequence[str] | None, names: Iterable[str]) -> None:
