@@ -9,6 +9,10 @@
 
 #include "gspattern.h"
 
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "gspattern needs a little-endian processor: plans and files are laid out so"
+#endif
+
 /* A precondition in one line: leaves the function with `status` unless `condition` holds. */
 #define GSP_CHECK(condition, status)                                                               \
     do {                                                                                           \

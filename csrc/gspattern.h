@@ -247,12 +247,17 @@ GSP_API gsp_status gsp_columns(gsp_context *context, const gsp_matrix *matrix, u
 
 /* -------------------------------------------------------------------- plan */
 
-/* Instruction sets, worst first. A backend may use the kernels of those before it where it has
- * none of its own. */
-typedef enum gsp_backend { GSP_SCALAR = 0, GSP_AVX2 = 1, GSP_AVX512 = 2 } gsp_backend;
-#define GSP_BACKENDS 3
+/* Instruction sets; of those that one processor may have, worst first. A backend may use the
+ * kernels of those before it where it has none of its own. */
+typedef enum gsp_backend {
+    GSP_SCALAR = 0,
+    GSP_AVX2 = 1,
+    GSP_AVX512 = 2,
+    GSP_NEON = 3, /* 64-bit Arm */
+} gsp_backend;
+#define GSP_BACKENDS 4
 
-/* "scalar", "avx2", "avx512"; NULL for anything else. */
+/* "scalar", "avx2", "avx512", "neon"; NULL for anything else. */
 GSP_API const char *gsp_backend_name(gsp_backend backend);
 /* Writes the backends that this CPU and this build can run, best first, scalar last; returns how
  * many. */

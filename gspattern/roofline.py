@@ -193,12 +193,13 @@ def bound(plan: Plan, shape: tuple[int, int], n: int) -> Bound:
     held, own = {
         "tables": (1.25, width / lanes / 4),
         "gather": (2, lanes),
+        "loads": (1.25, lanes),
         "wide": (1, 1),
         "tall": (1, 1),
     }.get(kind, (1, 1))
     parts["loads"] = steps * (held + n * own) * probes.load
     if kind == "tables":
-        entries = 2 * lanes if plan.backend == "avx512" else lanes  # that one permute looks up
+        entries = {"avx512": 32, "avx2": 8, "neon": 16}[plan.backend]  # that one permute looks up
         permutes = max(1, width // entries)
         parts["steps"] = steps * n * (probes.step + (permutes - 1) * probes.permute)
     return Bound(parts)

@@ -385,10 +385,13 @@ def aligned(nbytes):
     return roofline._memory(nbytes)
 
 
+LANES = {"avx512": 16, "avx2": 8, "neon": 4, "scalar": 1}
+
+
 @pytest.mark.parametrize("backend", gs.backends())
 @pytest.mark.parametrize("kind", ["read", "ahead", "permute", "step", "fma", "load_fma"])
 def test_probes_count_their_work(backend, kind):
-    lanes = {"avx512": 16, "avx2": 8, "scalar": 1}[backend]
+    lanes = LANES[backend]
     items, width, result = _core.probe(backend, kind, aligned(3072), 5)
     assert (items, width) == (5 * 3072 // 4 // lanes, lanes)
     assert math.isfinite(result)
@@ -410,7 +413,7 @@ def test_probes_refuse_what_they_cannot_read():
 def test_a_probe_measures():
     found = roofline.probe()
     assert found is roofline.probe()
-    assert found.lanes == {"avx512": 16, "avx2": 8, "scalar": 1}[gs.backends()[0]]
+    assert found.lanes == LANES[gs.backends()[0]]
     assert list(found.bandwidth)[-1] == "memory"
     assert all(rate > 1e8 for rate in found.bandwidth.values())
     assert 0 < found.fma < 1e-7

@@ -568,7 +568,9 @@ def test_many_threads_share_a_plan():
 
 def test_backends_are_listed_best_first():
     assert BACKENDS[-1] == "scalar"
-    assert list(BACKENDS) == [name for name in ("avx512", "avx2", "scalar") if name in BACKENDS]
+    assert list(BACKENDS) == [
+        name for name in ("neon", "avx512", "avx2", "scalar") if name in BACKENDS
+    ]
     flags = gs.cpu_info().features
     if sys.platform == "linux" and flags:
         assert ("avx2" in BACKENDS) == ("avx2" in flags and "fma" in flags)

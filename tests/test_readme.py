@@ -49,7 +49,7 @@ def test_extras_exist() -> None:
 def test_limits_of_kernels(dtype: str) -> None:
     """What the README says of dtypes: which are fast, and that their plans hold float32."""
     limits = README.partition("## Limits")[2].partition("\n## ")[0]
-    fast = limits.partition(" weights have fast kernels (AVX2, AVX-512)")[0]
+    fast = limits.partition(" weights have fast kernels (AVX2, AVX-512, NEON)")[0]
     weights = gs.encode(np.tri(64, dtype=np.float32), "irregular")
     matrix = weights.quantize("int8") if dtype == "int8" else weights.astype(dtype)
     for backend in gs.backends():

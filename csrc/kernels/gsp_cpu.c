@@ -7,6 +7,7 @@ const char *gsp_backend_name(gsp_backend backend) {
     case GSP_SCALAR: return "scalar";
     case GSP_AVX2: return "avx2";
     case GSP_AVX512: return "avx512";
+    case GSP_NEON: return "neon";
     }
     return NULL;
 }
@@ -26,6 +27,9 @@ static bool can_run(gsp_backend backend) {
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                __builtin_cpu_supports("fma");
+#endif
+#ifdef GSP_HAVE_NEON
+    case GSP_NEON: return true; /* every 64-bit Arm CPU has it */
 #endif
     default: return false;
     }

@@ -65,6 +65,9 @@ void gspi_finish(const gsp_plan *plan, void *y, int64_t count, int64_t row, int6
 #ifdef GSP_HAVE_AVX2
     case GSP_AVX2: gspi_f32_finish__avx2(y, count, scales, bias, step, residual, epilogue); return;
 #endif
+#ifdef GSP_HAVE_NEON
+    case GSP_NEON: gspi_f32_finish__neon(y, count, scales, bias, step, residual, epilogue); return;
+#endif
     default: finish_f32(y, count, scales, bias, step, residual, epilogue);
     }
 }

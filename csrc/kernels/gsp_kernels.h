@@ -140,6 +140,8 @@ void gspi_f32_finish__avx512(float *y, int64_t count, const float *scales, const
                              int64_t step, const float *residual, const gsp_epilogue *epilogue);
 void gspi_f32_finish__avx2(float *y, int64_t count, const float *scales, const float *bias,
                            int64_t step, const float *residual, const gsp_epilogue *epilogue);
+void gspi_f32_finish__neon(float *y, int64_t count, const float *scales, const float *bias,
+                           int64_t step, const float *residual, const gsp_epilogue *epilogue);
 
 /* What the scalar kernels of SpMM do if there is a convolution. */
 gspi_kernel gspi_f64_conv__scalar, gspi_f32_conv__scalar, gspi_f16_conv__scalar,

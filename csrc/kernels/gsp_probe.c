@@ -35,12 +35,21 @@ static gspi_probe_loop *loop_of(gsp_backend backend) {
 #ifdef GSP_HAVE_AVX512
     case GSP_AVX512: return gspi_probe__avx512;
 #endif
+#ifdef GSP_HAVE_NEON
+    case GSP_NEON: return gspi_probe__neon;
+#endif
     default: return NULL;
     }
 }
 
 int gspi_probe_lanes(gsp_backend backend) {
-    return backend == GSP_AVX512 ? 16 : backend == GSP_AVX2 ? 8 : 1;
+    switch (backend) {
+    case GSP_SCALAR: return 1;
+    case GSP_NEON: return 4;
+    case GSP_AVX2: return 8;
+    case GSP_AVX512: return 16;
+    }
+    return 1;
 }
 
 int64_t gspi_probe_items(gsp_backend backend, size_t bytes) {

@@ -8,7 +8,7 @@
 typedef enum gspi_probe_kind {
     GSPI_PROBE_READ, /* loads of the memory, registers only at the end: an item is a load */
     GSPI_PROBE_AHEAD, /* the same, each line asked for some KiB earlier */
-    GSPI_PROBE_PERMUTE, /* look-ups of a whole register in a table of 32 floats (AVX2: 8) in registers */
+    GSPI_PROBE_PERMUTE, /* look-ups of a whole register in a table of 32 floats (AVX2: 8, NEON: 16) in registers */
     GSPI_PROBE_STEP, /* as many look-ups as multiply-adds */
     GSPI_PROBE_FMA, /* multiply-adds from registers */
     GSPI_PROBE_LOAD_FMA, /* multiply-adds, each with an aligned operand from the memory */
@@ -34,6 +34,9 @@ gspi_probe_loop gspi_probe__avx2;
 #endif
 #ifdef GSP_HAVE_AVX512
 gspi_probe_loop gspi_probe__avx512;
+#endif
+#ifdef GSP_HAVE_NEON
+gspi_probe_loop gspi_probe__neon;
 #endif
 
 #endif

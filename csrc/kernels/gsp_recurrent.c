@@ -147,6 +147,9 @@ static gspi_gates_kernel *gates_kernel(const shape *s, const gsp_plan *plan) {
 #ifdef GSP_HAVE_AVX2
     case GSP_AVX2: return lstm ? gspi_f32_lstm__avx2 : gspi_f32_gru__avx2;
 #endif
+#ifdef GSP_HAVE_NEON
+    case GSP_NEON: return lstm ? gspi_f32_lstm__neon : gspi_f32_gru__neon;
+#endif
     default: return lstm ? gspi_f32_lstm__scalar : gspi_f32_gru__scalar;
     }
 }

@@ -18,9 +18,9 @@ typedef struct gspi_gates {
 /* Does the samples [first, last). */
 typedef void gspi_gates_kernel(const gspi_gates *gates, int64_t first, int64_t last);
 
-gspi_gates_kernel gspi_f32_lstm__avx512, gspi_f32_lstm__avx2, gspi_f32_lstm__scalar,
-    gspi_f64_lstm__scalar;
-gspi_gates_kernel gspi_f32_gru__avx512, gspi_f32_gru__avx2, gspi_f32_gru__scalar,
-    gspi_f64_gru__scalar;
+gspi_gates_kernel gspi_f32_lstm__avx512, gspi_f32_lstm__avx2, gspi_f32_lstm__neon,
+    gspi_f32_lstm__scalar, gspi_f64_lstm__scalar;
+gspi_gates_kernel gspi_f32_gru__avx512, gspi_f32_gru__avx2, gspi_f32_gru__neon,
+    gspi_f32_gru__scalar, gspi_f64_gru__scalar;
 
 #endif

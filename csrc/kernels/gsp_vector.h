@@ -3,7 +3,11 @@
 #ifndef GSP_VECTOR_H
 #define GSP_VECTOR_H
 
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#else
 #include <immintrin.h>
+#endif
 #include <stdint.h>
 
 #define GSPI_VECTOR static inline __attribute__((always_inline))
@@ -180,6 +184,88 @@ GSPI_VECTOR void v_transpose(gspi_v m[V_LANES]) {
         t[i + 4] = _mm256_permute2f128_ps(m[i], m[i + 4], 0x31);
     }
     for (int i = 0; i < 8; i++) m[i] = t[i];
+}
+
+#elif defined(__aarch64__)
+
+#define V_LANES 4
+typedef float32x4_t gspi_v;
+typedef uint32_t gspi_v_mask; /* a bit for each lane */
+
+GSPI_VECTOR gspi_v v_set1(float a) { return vdupq_n_f32(a); }
+GSPI_VECTOR gspi_v v_load(const float *a) { return vld1q_f32(a); }
+GSPI_VECTOR gspi_v v_loadu(const float *a) { return vld1q_f32(a); }
+GSPI_VECTOR void v_store(float *a, gspi_v v) { vst1q_f32(a, v); }
+GSPI_VECTOR void v_storeu(float *a, gspi_v v) { vst1q_f32(a, v); }
+GSPI_VECTOR gspi_v v_add(gspi_v a, gspi_v b) { return vaddq_f32(a, b); }
+GSPI_VECTOR gspi_v v_sub(gspi_v a, gspi_v b) { return vsubq_f32(a, b); }
+GSPI_VECTOR gspi_v v_mul(gspi_v a, gspi_v b) { return vmulq_f32(a, b); }
+GSPI_VECTOR gspi_v v_div(gspi_v a, gspi_v b) { return vdivq_f32(a, b); }
+GSPI_VECTOR gspi_v v_fma(gspi_v a, gspi_v b, gspi_v c) { return vfmaq_f32(c, a, b); }
+GSPI_VECTOR gspi_v v_fms(gspi_v a, gspi_v b, gspi_v c) { return vfmaq_f32(vnegq_f32(c), a, b); }
+GSPI_VECTOR gspi_v v_fnma(gspi_v a, gspi_v b, gspi_v c) { return vfmsq_f32(c, a, b); }
+/* FMIN and FMAX treat NaN and the sign of zero otherwise. */
+GSPI_VECTOR gspi_v v_min(gspi_v a, gspi_v b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
+GSPI_VECTOR gspi_v v_max(gspi_v a, gspi_v b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
+GSPI_VECTOR gspi_v v_round(gspi_v a) { return vrndnq_f32(a); }
+GSPI_VECTOR gspi_v v_abs(gspi_v a) { return vabsq_f32(a); }
+GSPI_VECTOR gspi_v v_sign(gspi_v a, gspi_v b) { return vbslq_f32(vdupq_n_u32(0x80000000), b, a); }
+GSPI_VECTOR gspi_v v_less(gspi_v a, gspi_v b, gspi_v c, gspi_v d) {
+    return vbslq_f32(vcltq_f32(a, b), c, d);
+}
+/* In two halves, as with AVX2. */
+GSPI_VECTOR gspi_v v_scale(gspi_v a, gspi_v n) {
+    const int32x4_t whole = vcvtq_s32_f32(n), half = vshrq_n_s32(whole, 1);
+    const int32x4_t rest = vsubq_s32(whole, half), bias = vdupq_n_s32(127);
+    const int32x4_t one = vshlq_n_s32(vaddq_s32(half, bias), 23);
+    const int32x4_t two = vshlq_n_s32(vaddq_s32(rest, bias), 23);
+    return v_mul(v_mul(a, vreinterpretq_f32_s32(one)), vreinterpretq_f32_s32(two));
+}
+
+GSPI_VECTOR gspi_v_mask v_mask(int64_t count) {
+    return count >= V_LANES ? 15 : (1u << (count > 0 ? count : 0)) - 1;
+}
+/* No instruction loads or stores some lanes: full registers are told apart, which are nearly all. */
+GSPI_VECTOR gspi_v v_load_some(const float *a, gspi_v_mask some) {
+    if (some == 15) return vld1q_f32(a);
+    gspi_v v = v_set1(0.0f);
+    if (some & 1) v = vld1q_lane_f32(a, v, 0);
+    if (some & 2) v = vld1q_lane_f32(a + 1, v, 1);
+    if (some & 4) v = vld1q_lane_f32(a + 2, v, 2);
+    if (some & 8) v = vld1q_lane_f32(a + 3, v, 3);
+    return v;
+}
+GSPI_VECTOR void v_store_some(float *a, gspi_v_mask some, gspi_v v) {
+    if (some == 15) {
+        vst1q_f32(a, v);
+        return;
+    }
+    if (some & 1) vst1q_lane_f32(a, v, 0);
+    if (some & 2) vst1q_lane_f32(a + 1, v, 1);
+    if (some & 4) vst1q_lane_f32(a + 2, v, 2);
+    if (some & 8) vst1q_lane_f32(a + 3, v, 3);
+}
+GSPI_VECTOR gspi_v_mask v_mask_of(uint32_t bits) { return bits; }
+GSPI_VECTOR gspi_v v_blend(gspi_v a, gspi_v b, gspi_v_mask some) {
+    const uint32x4_t lanes = {1, 2, 4, 8};
+    return vbslq_f32(vtstq_u32(vdupq_n_u32(some), lanes), b, a);
+}
+GSPI_VECTOR gspi_v v_even(gspi_v a, gspi_v b) { return vuzp1q_f32(a, b); }
+
+GSPI_VECTOR gspi_v v_sum_fours(const gspi_v sum[4]) {
+    return vpaddq_f32(vpaddq_f32(sum[0], sum[1]), vpaddq_f32(sum[2], sum[3]));
+}
+
+GSPI_VECTOR void v_transpose(gspi_v m[V_LANES]) {
+    float64x2_t t[4];
+    for (int i = 0; i < 4; i += 2) {
+        t[i] = vreinterpretq_f64_f32(vtrn1q_f32(m[i], m[i + 1]));
+        t[i + 1] = vreinterpretq_f64_f32(vtrn2q_f32(m[i], m[i + 1]));
+    }
+    for (int i = 0; i < 2; i++) {
+        m[i] = vreinterpretq_f32_f64(vtrn1q_f64(t[i], t[i + 2]));
+        m[i + 2] = vreinterpretq_f32_f64(vtrn2q_f64(t[i], t[i + 2]));
+    }
 }
 
 #endif

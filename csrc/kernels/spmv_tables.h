@@ -11,8 +11,7 @@
 
 /* Asks for the quad, of so many bytes, that lies SPMV_AHEAD behind this one. */
 GSPI_VECTOR void prefetch(const unsigned char *quad, int bytes) {
-    for (int line = 0; line < bytes; line += 64)
-        _mm_prefetch((const char *)quad + SPMV_AHEAD + line, _MM_HINT_T0);
+    for (int line = 0; line < bytes; line += 64) __builtin_prefetch(quad + SPMV_AHEAD + line);
 }
 
 /* Writes the sums of places [place, place + V_LANES) of a sample, as far as there are rows. */

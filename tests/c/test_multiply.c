@@ -168,6 +168,7 @@ static void test_refusals(gsp_context *context) {
     EXPECT(strcmp(gsp_backend_name(GSP_SCALAR), "scalar") == 0);
     EXPECT(strcmp(gsp_backend_name(GSP_AVX2), "avx2") == 0);
     EXPECT(strcmp(gsp_backend_name(GSP_AVX512), "avx512") == 0);
+    EXPECT(strcmp(gsp_backend_name(GSP_NEON), "neon") == 0);
     EXPECT(gsp_backend_name((gsp_backend)GSP_BACKENDS) == NULL);
     gsp_sample sample;
     EXPECT_INT(gsp_sample_make(context, &gsp_shapes[0], GSP_INT8, 3, &sample), GSP_OK);
