@@ -73,7 +73,7 @@ bench-masks: $(EXTENSION)  ## Time the choice of masks against torch.topk (ARGS=
 test: lint ctest tsan pytest asan  ## Run every test: lint first, the C code under sanitizers last
 
 # Other random examples in every run, and more of them.
-test-all: lint ctest tsan  ## The same with more random examples, and with fuzzing
+test-all: lint ctest tsan arm  ## The same with more random examples, with fuzzing, and for Arm
 	GSPATTERN_HYPOTHESIS=random $(MAKE) pytest
 	$(MAKE) asan fuzz
 
@@ -98,9 +98,13 @@ SANITIZE_THREADS := -fsanitize=thread -fno-omit-frame-pointer
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 LIBS := -pthread -lm
 
-# $(1): folder of the objects under build/, $(2): flags.
+# For another processor: CC compiles for it, RUN runs its programs, and BUILD keeps them apart.
+BUILD := build
+RUN :=
+
+# $(1): folder of the objects under BUILD, $(2): flags.
 define compile
-build/$(1)/%.o: %.c Makefile csrc/kernels/flags.mk
+$(BUILD)/$(1)/%.o: %.c Makefile csrc/kernels/flags.mk
 	@mkdir -p $$(@D)
 	$$(CC) $$(CORE_FLAGS) $(2) $$(ISA_$$(call isa_of,$$<)) $$(CFLAGS) -MMD -MP -c $$< -o $$@
 endef
@@ -108,10 +112,10 @@ $(eval $(call compile,lib/objects,-O3 -fPIC))
 $(eval $(call compile,ctest,-O2 -g $(STRICT) -Icsrc))
 $(eval $(call compile,ctest-asan,-O1 -g $(STRICT) $(SANITIZE) -Icsrc))
 $(eval $(call compile,ctest-tsan,-O1 -g $(STRICT) $(SANITIZE_THREADS) -Icsrc))
--include $(shell find build/lib build/ctest build/ctest-asan build/ctest-tsan -name '*.d' 2>/dev/null)
+-include $(shell find $(addprefix $(BUILD)/,lib ctest ctest-asan ctest-tsan) -name '*.d' 2>/dev/null)
 
 .PHONY: lib
-LIB := build/lib
+LIB := $(BUILD)/lib
 lib: $(LIB)/libgspattern.a $(LIB)/$(SONAME) $(LIB)/gspattern.pc  ## Build the C library, without Python
 
 $(LIB)/libgspattern.a: $(CORE:%.c=$(LIB)/objects/%.o)
@@ -133,11 +137,11 @@ $(LIB)/gspattern.pc: csrc/gspattern.h gspattern/__init__.py Makefile
 
 C_TESTS := $(patsubst %.c,%,$(wildcard tests/c/test_*.c))
 FUZZERS := $(patsubst %.c,%,$(wildcard tests/fuzz/fuzz_*.c))
-# $(1): folder under build/, $(2): flags.
+# $(1): folder under BUILD, $(2): flags.
 define link
-$(C_TESTS:%=build/$(1)/%): %: %.o $(CORE:%.c=build/$(1)/%.o)
+$(C_TESTS:%=$(BUILD)/$(1)/%): %: %.o $(CORE:%.c=$(BUILD)/$(1)/%.o)
 	$$(CC) $(2) $$^ $$(LIBS) -o $$@
-$(FUZZERS:%=build/$(1)/%): %: %.o build/$(1)/tests/fuzz/replay.o $(CORE:%.c=build/$(1)/%.o)
+$(FUZZERS:%=$(BUILD)/$(1)/%): %: %.o $(BUILD)/$(1)/tests/fuzz/replay.o $(CORE:%.c=$(BUILD)/$(1)/%.o)
 	$$(CC) $(2) $$^ $$(LIBS) -o $$@
 endef
 $(eval $(call link,ctest,))
@@ -145,15 +149,33 @@ $(eval $(call link,ctest-asan,$(SANITIZE)))
 $(eval $(call link,ctest-tsan,$(SANITIZE_THREADS)))
 .SECONDARY:
 
-.PHONY: ctest ctest-asan
-ctest: $(C_TESTS:%=build/ctest/%)  ## Run the C tests
-	@for test in $^; do $$test; done
+.PHONY: ctest ctest-fuzz ctest-asan
+ctest: $(C_TESTS:%=$(BUILD)/ctest/%)  ## Run the C tests
+	@for test in $^; do $(RUN) $$test; done
+
+ctest-fuzz: $(FUZZERS:%=$(BUILD)/ctest/%)
+	@for fuzz in $^; do $(RUN) $$fuzz --seconds $(FUZZ_SECONDS); done
 
 # Leaks are found here: under Python they cannot be told from what the interpreter keeps.
 FUZZ_SECONDS ?= 3
-ctest-asan: $(C_TESTS:%=build/ctest-asan/%) $(FUZZERS:%=build/ctest-asan/%)
-	@for test in $(C_TESTS:%=build/ctest-asan/%); do ASAN_OPTIONS=detect_leaks=1 $$test; done
-	@for fuzz in $(FUZZERS:%=build/ctest-asan/%); do $$fuzz --seconds $(FUZZ_SECONDS); done
+ctest-asan: $(C_TESTS:%=$(BUILD)/ctest-asan/%) $(FUZZERS:%=$(BUILD)/ctest-asan/%)
+	@for test in $(C_TESTS:%=$(BUILD)/ctest-asan/%); do ASAN_OPTIONS=detect_leaks=1 $$test; done
+	@for fuzz in $(FUZZERS:%=$(BUILD)/ctest-asan/%); do $$fuzz --seconds $(FUZZ_SECONDS); done
+
+# ---------------------------------------------------------------------- Arm
+
+# On an x86-64 machine, by emulation: results are right or wrong, times mean nothing.
+ARM_CC := aarch64-linux-gnu-gcc
+ARM_RUN := qemu-aarch64 -L /usr/aarch64-linux-gnu
+ARM_MAKE := CC=$(ARM_CC) BUILD=build/arm64 'RUN=$(ARM_RUN)' CFLAGS=-DGSP_TEST_EMULATED
+.PHONY: arm
+arm: $(EXTENSION)  ## Run the C tests and examples/c for 64-bit Arm, by emulation
+	@for tool in $(ARM_CC) $(firstword $(ARM_RUN)); do command -v $$tool > /dev/null || { \
+	    echo "$$tool is missing. On Debian: apt-get install" \
+	        "gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user"; exit 1; }; done
+	$(MAKE) $(ARM_MAKE) ctest ctest-fuzz
+	GSPATTERN_CROSS="$(ARM_MAKE)" $(BIN)/pytest -q -k 'products or folder or reads or broken' \
+	    tests/test_c_example.py
 
 # --------------------------------------------------------------- sanitizers
 
@@ -173,7 +195,7 @@ asan: ctest-asan $(ASAN)/built  ## Run the tests of the C code under AddressSani
 	    $(BIN)/pytest -q -p no:cacheprovider -m 'not slow' $(PYTEST_ARGS) $(ASAN_TESTS)
 
 # What threads share: the pool, and products on it.
-TSAN_TESTS := $(patsubst %,build/ctest-tsan/tests/c/test_%,context pool threads)
+TSAN_TESTS := $(patsubst %,$(BUILD)/ctest-tsan/tests/c/test_%,context pool threads)
 .PHONY: tsan
 tsan: $(TSAN_TESTS)  ## Run the C tests of threads under ThreadSanitizer
 	@for test in $^; do $$test; done
@@ -181,7 +203,7 @@ tsan: $(TSAN_TESTS)  ## Run the C tests of threads under ThreadSanitizer
 # With clang by libFuzzer, and plain C only: its coverage is what guides the search.
 .PHONY: fuzz
 fuzz: FUZZ_SECONDS = 60
-fuzz: $(FUZZERS:%=build/ctest-asan/%)  ## Fuzz what reads untrusted arrays (FUZZ_SECONDS=60)
+fuzz: $(FUZZERS:%=$(BUILD)/ctest-asan/%)  ## Fuzz what reads untrusted arrays (FUZZ_SECONDS=60)
 	@for file in $(FUZZERS); do \
 	    if command -v clang > /dev/null; then \
 	        out=build/fuzz/$$(basename $$file); mkdir -p $$out.corpus; \
@@ -189,7 +211,7 @@ fuzz: $(FUZZERS:%=build/ctest-asan/%)  ## Fuzz what reads untrusted arrays (FUZZ
 	            $$file.c $(filter-out $(foreach isa,$(ISAS),%_$(isa).c),$(CORE)) $(LIBS) -o $$out; \
 	        $$out -max_total_time=$(FUZZ_SECONDS) $$out.corpus; \
 	    else \
-	        build/ctest-asan/$$file --seconds $(FUZZ_SECONDS); \
+	        $(BUILD)/ctest-asan/$$file --seconds $(FUZZ_SECONDS); \
 	    fi; \
 	done
 

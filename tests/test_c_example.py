@@ -1,8 +1,12 @@
-"""The C library and examples/c, built as their Makefiles say, against NumPy."""
+"""The C library and examples/c, built as their Makefiles say, against NumPy.
+
+For another processor, GSPATTERN_CROSS holds the variables that make is given: CC, BUILD, and RUN for its programs.
+"""
 
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,6 +20,10 @@ import gspattern as gs
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "c"
+CROSS = shlex.split(os.environ.get("GSPATTERN_CROSS", ""))
+VARIABLES = dict(word.split("=", 1) for word in CROSS)
+LIB = ROOT / VARIABLES.get("BUILD", "build") / "lib"
+RUN = VARIABLES.get("RUN", "").split()
 
 spec = importlib.util.spec_from_file_location("export_arrays", EXAMPLE / "export_arrays.py")
 assert spec is not None
@@ -31,20 +39,21 @@ def environment() -> dict[str, str]:
 
 
 def make(*arguments: str) -> None:
-    subprocess.run(["make", "-s", *arguments], check=True, cwd=ROOT, env=environment())
+    subprocess.run(["make", "-s", *CROSS, *arguments], check=True, cwd=ROOT, env=environment())
 
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("example") / "run_matrix"
     make("lib")
-    make("-C", str(EXAMPLE), f"OUT={path}", "CFLAGS=-O1 -Wall -Wextra -Werror")
+    flags = "CFLAGS=-O1 -Wall -Wextra -Werror"
+    make("-C", str(EXAMPLE), f"OUT={path}", f"GSPATTERN={LIB}", flags)
     return path
 
 
 def run(program: Path, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [program, folder], capture_output=True, text=True, env=environment(), timeout=60
+        [*RUN, program, folder], capture_output=True, text=True, env=environment(), timeout=60
     )
 
 
@@ -207,28 +216,27 @@ def test_broken_files_are_refused(
 @pytest.mark.skipif(shutil.which("pkg-config") is None, reason="needs pkg-config")
 def test_pkg_config(program: Path) -> None:
     """The folder of the library serves where it lies, by its pkg-config file."""
-    lib = ROOT / "build" / "lib"
     done = subprocess.run(
-        ["pkg-config", "--cflags", "--libs", "--static", lib / "gspattern.pc"],
+        ["pkg-config", "--cflags", "--libs", "--static", LIB / "gspattern.pc"],
         capture_output=True,
         text=True,
         check=True,
     )
     words = done.stdout.split()
     version = subprocess.run(
-        ["pkg-config", "--modversion", lib / "gspattern.pc"], capture_output=True, text=True
+        ["pkg-config", "--modversion", LIB / "gspattern.pc"], capture_output=True, text=True
     ).stdout
     assert version.strip() == gs.__version__
-    assert f"-I{lib}/include" in words
-    assert f"-L{lib}" in words
+    assert f"-I{LIB}/include" in words
+    assert f"-L{LIB}" in words
     assert "-lgspattern" in words
-    assert (lib / "include" / "gspattern.h").exists()
+    assert (LIB / "include" / "gspattern.h").exists()
 
 
 @pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm")
 def test_only_the_public_functions_are_exported(program: Path) -> None:
     done = subprocess.run(
-        ["nm", "-D", "--defined-only", ROOT / "build" / "lib" / "libgspattern.so"],
+        ["nm", "-D", "--defined-only", LIB / "libgspattern.so"],
         capture_output=True,
         text=True,
         check=True,

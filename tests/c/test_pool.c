@@ -166,9 +166,10 @@ static void test_callers_at_once(void) {
 
 /* -------------------------------------------------------------------- fork */
 
-/* ThreadSanitizer does not start threads in a child of a process with threads: the child only works alone there. */
+/* Neither ThreadSanitizer nor an emulator (qemu-user) starts threads in a child of a process with threads: the child
+ * only works alone there. */
 static int child(gsp_context *context, int depth) {
-#if defined(__SANITIZE_THREAD__)
+#if defined(__SANITIZE_THREAD__) || defined(GSP_TEST_EMULATED)
     gsp_context_set_threads(context, 1);
     const bool threads = true;
     (void)depth;
