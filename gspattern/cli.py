@@ -247,15 +247,27 @@ def _save_dense(tensors: Arrays, target: Path, notes: dict[str, str]) -> None:
 
 @app.command()
 def bench(
+    suites: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--suite",
+            help="linear, bfloat16, int8, resnet50, jasper, lstm; conv is both convolutions, kernels all. Again for "
+            "more. Default: linear.",
+        ),
+    ] = None,
     shapes: Annotated[
         list[str] | None,
-        typer.Option("--shapes", help="A file of shapes, or such as 1024x1024; again for more."),
+        typer.Option(
+            "--shapes",
+            help="gnmt, resnet50, jasper, a file of shapes, such as 1024x1024, or a line of a file; again for more.",
+        ),
     ] = None,
     patterns: Annotated[
         list[str] | None, typer.Option("--patterns", "-p", help="Again for more.")
     ] = None,
     n: Annotated[
-        list[int] | None, typer.Option("--n", help="Columns of x; again for more.")
+        list[int] | None,
+        typer.Option("--n", help="Columns of x, pictures, or sequences; again for more."),
     ] = None,
     sparsity: Annotated[
         list[float] | None, typer.Option("--sparsity", "-s", help="Again for more.")
@@ -267,8 +279,8 @@ def bench(
         list[str] | None, typer.Option("--peers", help="Libraries to compare with; again for more.")
     ] = None,
     seconds: Annotated[
-        float, typer.Option(help="For each table; at least three rounds are run.")
-    ] = 4.0,
+        float | None, typer.Option(help="For each table (4); at least three rounds are run.")
+    ] = None,
     clock: Annotated[
         Literal["wall", "cpu"],
         typer.Option(help="cpu leaves out what other programs take of a busy machine; one thread."),
@@ -277,11 +289,15 @@ def bench(
         bool, typer.Option("--quick", help="A small shape and few rounds: does it run?")
     ] = False,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write all figures to this file.")
+        Path | None,
+        typer.Option("--json", help="Write all figures to this file, as they come."),
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the file of --json, if there is one.")
+    ] = False,
     plot: Annotated[
         Path | None,
-        typer.Option(help="Write speedups.png and roofline.png to this folder (needs matplotlib)."),
+        typer.Option(help="Write pictures of each suite to this folder (needs matplotlib)."),
     ] = None,
 ) -> None:
     """Time compact matrices against dense and sparse libraries on this machine."""
@@ -291,29 +307,39 @@ def bench(
         sys.exit(str(error))
     usual = benchmark.QUICK if quick else benchmark.Settings()
     with _plain_errors():
+        if resume and json_file is None:
+            raise ValueError("--resume needs --json, the file to go on with")
         settings = benchmark.Settings(
+            suites=tuple(suites) if suites else usual.suites,
             shapes=tuple(shapes) if shapes else usual.shapes,
             sparsities=tuple(sparsity) if sparsity else usual.sparsities,
             columns=tuple(n) if n else usual.columns,
             patterns=tuple(patterns) if patterns else usual.patterns,
             peers=tuple(peers) if peers else usual.peers,
             threads=tuple(threads) if threads else usual.threads,
-            seconds=seconds,
+            seconds=usual.seconds if seconds is None else seconds,
             rounds=usual.rounds,
             clock=clock,
+            quick=quick,
         )
-        command = ["python", "-m", "gspattern", *sys.argv[1:]]
-        report = benchmark.run(settings, command, benchmark.print_case)
-        benchmark.print_report(report)
-        if json_file is not None:
-            json_file.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
-        if plot is not None:
-            from gspattern.plots import plot_roofline, plot_speedups
 
-            plot.mkdir(parents=True, exist_ok=True)
-            plot_speedups(report, settings.threads[0]).savefig(plot / "speedups.png", dpi=150)
-            if 1 in settings.threads:
-                plot_roofline(report).savefig(plot / "roofline.png", dpi=150)
+        def save(report: dict[str, Any]) -> None:
+            if json_file is not None:
+                _replace(json_file, (json.dumps(report, indent=1) + "\n").encode())
+
+        before = None
+        if resume and json_file is not None and json_file.exists():
+            before = json.loads(json_file.read_text("utf-8"))
+        command = ["python", "-m", "gspattern", *sys.argv[1:]]
+        report = benchmark.run(settings, command, benchmark.print_case, save, before)
+        benchmark.print_report(report)
+        save(report)
+        if plot is not None:
+            from gspattern.plots import save_bench
+
+            save_bench(report, plot)
+        if report["interrupted"]:
+            raise typer.Exit(130)
 
 
 def _weights(tensors: Arrays, include: list[str] | None, exclude: list[str] | None) -> Arrays:

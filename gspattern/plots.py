@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -131,7 +132,7 @@ def plot_tradeoff(
     return ax
 
 
-def plot_speedups(report: Mapping[str, Any], threads: int = 1) -> Any:
+def plot_speedups(report: Mapping[str, Any], threads: int = 1, suite: str = "linear") -> Any:
     """Draw the speed-up over the fastest dense library against sparsity, one panel for each N.
 
     Parameters
@@ -139,6 +140,7 @@ def plot_speedups(report: Mapping[str, Any], threads: int = 1) -> Any:
     report : mapping
         What `gspattern.bench.run` returns.
     threads : int
+    suite : str
         Whose results are drawn.
 
     Returns
@@ -150,10 +152,16 @@ def plot_speedups(report: Mapping[str, Any], threads: int = 1) -> Any:
     ValueError
         If the report holds no comparison with dense libraries for these threads.
     """
-    lines = [line for line in report["summary"] if line["dense"] and line["threads"] == threads]
+    lines = [
+        line
+        for line in report["summary"]
+        if line["dense"] and (line["threads"], line["suite"]) == (threads, suite)
+    ]
     if not lines:
-        raise ValueError(f"the report compares nothing with dense libraries on {threads} thread(s)")
-    columns = sorted({line["n"] for line in lines})
+        raise ValueError(
+            f"the report compares nothing of {suite} with dense libraries on {threads} thread(s)"
+        )
+    columns = sorted({(line["steps"], line["n"]) for line in lines})
     figure, axes = _pyplot().subplots(
         1,
         len(columns),
@@ -163,12 +171,12 @@ def plot_speedups(report: Mapping[str, Any], threads: int = 1) -> Any:
         layout="constrained",
     )
     names = list(dict.fromkeys(line["name"] for line in lines))
-    for ax, n in zip(axes[0], columns, strict=True):
+    for ax, (steps, n) in zip(axes[0], columns, strict=True):
         for number, name in enumerate(names):
             points = sorted(
                 (100 * line["sparsity"], line["dense"])
                 for line in lines
-                if line["n"] == n and line["name"] == name
+                if (line["steps"], line["n"], line["name"]) == (steps, n, name)
             )
             label = name if ":" not in name else f"{name} (a sparsity of its own)"
             if points:
@@ -176,7 +184,7 @@ def plot_speedups(report: Mapping[str, Any], threads: int = 1) -> Any:
                     *zip(*points, strict=True), "o-", color=f"C{number}", label=label, markersize=4
                 )
         ax.axhline(1, color="grey", linewidth=0.8)
-        ax.set_title(f"N = {n}")
+        ax.set_title(f"N = {n}" if steps == 1 else f"{steps} steps, N = {n}")
         ax.set_xlabel("sparsity, %")
         ax.set_xticks(sorted({100 * line["sparsity"] for line in lines}))
     axes[0][0].set_ylabel("times the fastest dense library")
@@ -184,7 +192,7 @@ def plot_speedups(report: Mapping[str, Any], threads: int = 1) -> Any:
     return figure
 
 
-def plot_roofline(report: Mapping[str, Any]) -> Any:
+def plot_roofline(report: Mapping[str, Any], suite: str = "linear") -> Any:
     """Draw GMAC/s of every pattern and of dense libraries against multiply-adds per byte, under what one core can do.
 
     Multiply-adds are useful ones, and bytes are those of a plan or of the dense weights, so that padding shows as a
@@ -194,6 +202,8 @@ def plot_roofline(report: Mapping[str, Any]) -> Any:
     ----------
     report : mapping
         What `gspattern.bench.run` returns; results of one thread are drawn.
+    suite : str
+        Whose results are drawn.
 
     Returns
     -------
@@ -204,9 +214,13 @@ def plot_roofline(report: Mapping[str, Any]) -> Any:
     ValueError
         If the report holds no results of one thread.
     """
-    lines = [line for line in report["results"] if line.get("share") and line["threads"] == 1]
+    lines = [
+        line
+        for line in report["results"]
+        if line.get("share") and (line["threads"], line["suite"]) == (1, suite)
+    ]
     if not lines:
-        raise ValueError("the report holds no results of one thread that have a bound")
+        raise ValueError(f"the report holds no results of {suite} on one thread that have a bound")
     probes = next(iter(report["probes"].values()))
     figure, ax = _pyplot().subplots(figsize=(8, 5), layout="constrained")
     reach = np.logspace(-2, 3, 200)
@@ -226,7 +240,7 @@ def plot_roofline(report: Mapping[str, Any]) -> Any:
             if name == (line["name"] if line["kind"] == "pattern" else "dense")
         ]
         ax.plot(
-            [line["kept"] * line["n"] / line["bytes"] for line in mine],
+            [line["kept"] * line["n"] * line["uses"] / line["bytes"] for line in mine],
             [line["gmacs"] for line in mine],
             "x" if name == "dense" else "o",
             color="black" if name == "dense" else f"C{number - 1}",
@@ -241,3 +255,27 @@ def plot_roofline(report: Mapping[str, Any]) -> Any:
     ax.set_title(f"{report['machine']['name']}, {probes['backend']}")
     ax.legend(fontsize="small")
     return figure
+
+
+def save_bench(report: Mapping[str, Any], folder: Path) -> None:
+    """Write the pictures of every suite of a report to a folder: speedups-*.png and roofline-*.png.
+
+    Parameters
+    ----------
+    report : mapping
+        What `gspattern.bench.run` returns.
+    folder : Path
+        Made if it is not there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for suite in dict.fromkeys(line["suite"] for line in report["results"]):
+        mine = [line for line in report["summary"] if line["suite"] == suite and line["dense"]]
+        threads = min((line["threads"] for line in mine), default=None)
+        if threads is not None:
+            figure = plot_speedups(report, threads, suite)
+            figure.savefig(folder / f"speedups-{suite}.png", dpi=150)
+            _pyplot().close(figure)
+        if any(line.get("share") for line in report["results"] if line["suite"] == suite):
+            figure = plot_roofline(report, suite)
+            figure.savefig(folder / f"roofline-{suite}.png", dpi=150)
+            _pyplot().close(figure)

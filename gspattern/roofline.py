@@ -21,7 +21,7 @@ from gspattern.plans import cpu_info
 if TYPE_CHECKING:
     from gspattern.plans import Plan
 
-__all__ = ["Bound", "Probes", "bound", "dense_bound", "probe", "read_time"]
+__all__ = ["Bound", "Probes", "bound", "dense_bound", "probe", "read_time", "together"]
 
 BLOCK = 1024  # bytes: the memory of a probe is a multiple
 IN_L1 = 16 * BLOCK
@@ -161,7 +161,7 @@ def probe(backend: str | None = None) -> Probes:
 # -------------------------------------------------------------------- bounds
 
 
-def bound(plan: Plan, shape: tuple[int, int], n: int) -> Bound:
+def bound(plan: Plan, shape: tuple[int, int], n: int, others: int | None = None) -> Bound:
     """Give the least time of ``y = W x`` by the design of a plan's kernel on one core of this CPU.
 
     The plan is loaded at least once, from where all of it fits. A slot of SpMV takes a lane of a step for every
@@ -174,7 +174,9 @@ def bound(plan: Plan, shape: tuple[int, int], n: int) -> Bound:
     shape : (int, int)
         Rows and columns of the matrix.
     n : int
-        Columns of x, or samples.
+        Columns of x, samples, or pixels of y.
+    others : int, optional
+        Bytes of x and y, if they are not those of a matrix product.
     """
     probes = probe(plan.backend)
     form = re.search(r"_(?:spmv|spmm)_([a-z]+)(\d*)__", plan.kernel)
@@ -184,7 +186,7 @@ def bound(plan: Plan, shape: tuple[int, int], n: int) -> Bound:
         registers = plan.slots * -(-n // lanes)
         # Four rows of a block share the register that is loaded; else every multiply-add has its own.
         loads = registers / 4 * probes.load if kind == "stacks" else registers * probes.load_fma
-        moved = plan.bytes + 4 * n * (shape[0] + shape[1])
+        moved = plan.bytes + (4 * n * (shape[0] + shape[1]) if others is None else others)
         return Bound({"bytes": read_time(moved), "loads": loads, "fma": registers * probes.fma})
     steps = plan.slots / lanes
     parts = {"bytes": read_time(plan.bytes), "fma": steps * n * probes.fma}
@@ -205,7 +207,7 @@ def bound(plan: Plan, shape: tuple[int, int], n: int) -> Bound:
     return Bound(parts)
 
 
-def dense_bound(shape: tuple[int, int], n: int) -> Bound:
+def dense_bound(shape: tuple[int, int], n: int, dtype: str = "float32") -> Bound:
     """Give the least time of a dense product: its weights loaded once, and all multiply-adds from registers.
 
     Parameters
@@ -214,10 +216,43 @@ def dense_bound(shape: tuple[int, int], n: int) -> Bound:
         Rows and columns of the weights.
     n : int
         Columns of x.
+    dtype : {"float32", "bfloat16", "int8"}
+        Dot products of two bfloat16 or four int8 numbers are counted as fast as a multiply-add of float32, where the
+        CPU has them, and matrix units as sixteen times as fast as float32 or, for int8, as 32 times.
     """
     probes = probe()
     size = shape[0] * shape[1]
-    return Bound({"bytes": read_time(4 * size), "fma": size * n / probes.lanes * probes.fma})
+    features = cpu_info().features
+    products = next((count for name, count in _PRODUCTS[dtype] if name in features), 1)
+    parts = {"bytes": read_time(_BYTES[dtype] * size)}
+    return Bound(parts | {"fma": size * n / probes.lanes / products * probes.fma})
+
+
+# What a CPU may have, best first, and how many multiply-adds it does in the time of one of float32.
+_PRODUCTS = {
+    "float32": (),
+    "bfloat16": (("amx_bf16", 16), ("avx512_bf16", 2)),
+    "int8": (("amx_int8", 32), ("avx512_vnni", 4), ("avx_vnni", 4)),
+}
+_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
+
+
+def together(first: Bound, step: Bound, steps: int) -> Bound:
+    """Give the bound of work that is done once, and of steps that wait for each other.
+
+    Parameters
+    ----------
+    first, step : Bound
+    steps : int
+        How often `step` is done.
+
+    Returns
+    -------
+    Bound
+        Of the sum, by what limits the greater part of it.
+    """
+    work = ((first.seconds, first.limit), (steps * step.seconds, step.limit))
+    return Bound({max(work)[1]: sum(seconds for seconds, _ in work)})
 
 
 def as_dict(probes: Probes) -> dict[str, Any]:

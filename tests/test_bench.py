@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,10 +21,12 @@ pytest.importorskip("threadpoolctl", reason="the extra `bench` is not installed"
 pytest.importorskip("tqdm", reason="the extra `bench` is not installed")
 
 import gspattern as gs
-from gspattern import _core, bench, peers, roofline
+from gspattern import _core, bench, roofline
+from gspattern.bench import conv_bench, fairness, layers, suites, summary, timing
+from gspattern.bench.shapes import ConvShape, LinearShape, LSTMShape, read_shapes
 
 ROOT = Path(__file__).parent.parent
-CLEAN = {name: value for name, value in os.environ.items() if name not in bench.CRIPPLING}
+CLEAN = {name: value for name, value in os.environ.items() if name not in fairness.CRIPPLING}
 CACHES = {"L1d": 48 << 10, "L2": 1 << 20, "L3": 32 << 20}
 
 
@@ -96,17 +99,96 @@ def test_the_command_line_refuses_a_crippled_baseline():
 # ---------------------------------------------------------------- refusals
 
 
+@pytest.mark.slow
+def test_every_suite_runs(tmp_path):
+    """With all libraries that are installed, and in pictures."""
+    pytest.importorskip("torch", reason="the extra `torch`, which has all operations, is missing")
+    pytest.importorskip("matplotlib", reason="the extra `plot` is not installed")
+    pytest.importorskip("typer", reason="the extra `cli` is not installed")
+    target = tmp_path / "report.json"
+    done = gspattern_bench(
+        "--quick", "--suite", "kernels", "-p", "gs(cpu)", "--json", target, "--plot", tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(target.read_text("utf-8"))
+    assert not report["interrupted"]
+    lines = [line for line in report["results"] if line["name"] == "gs(cpu)"]
+    assert {line["suite"] for line in lines} == set(suites.SUITES)
+    for line in lines:
+        suite = suites.SUITES[line["suite"]]
+        assert (line["operation"], line["dtype"]) == (suite.operation, suite.dtype)
+        assert 0 < line["share"]
+        assert ("error_float32" in line) == (suite.dtype != "float32")
+    assert {line["suite"] for line in report["summary"] if line["goal"]} == set(suites.SUITES) - {
+        "lstm"
+    }
+    assert {path.name for path in tmp_path.glob("*.png")} == {
+        f"{kind}-{suite}.png" for kind in ("speedups", "roofline") for suite in suites.SUITES
+    }
+
+
+def small_run(tmp_path, **changes):
+    settings = suites.Settings(
+        suites=("linear", "lstm"), patterns=("gs(4,4)",), peers=("numpy",), rounds=1, quick=True,
+        columns=(1, 2), sparsities=(0.5,),
+    )  # fmt: skip
+    return replace(settings, **changes)
+
+
+def test_a_run_goes_on(tmp_path, monkeypatch):
+    """Ctrl-C in the last case: what is done is reported, and not run again."""
+    for name in fairness.CRIPPLING:
+        monkeypatch.delenv(name, raising=False)
+    settings, seen, saved = small_run(tmp_path), [], []
+
+    def stop(case):
+        seen.append((case[0]["suite"], case[0]["n"]))
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    report = bench.run(settings, each=stop, save=saved.append)
+    assert seen == [("linear", 1), ("linear", 2), ("lstm", 1)]
+    assert report["interrupted"]
+    assert len(saved) == 1
+    assert {line["suite"] for line in report["results"]} == {"linear"}
+    seen.clear()
+    before = json.loads(json.dumps(report))
+    whole = bench.run(settings, each=lambda case: seen.append(case[0]["suite"]), before=before)
+    assert seen == ["lstm"] * 2
+    assert not whole["interrupted"]
+    assert whole["results"][: len(report["results"])] == report["results"]
+    assert {(line["suite"], line["n"]) for line in whole["summary"]} == {
+        (suite, n) for suite in ("linear", "lstm") for n in (1, 2)
+    }
+    with pytest.raises(
+        bench.BenchError, match="of another machine, or was made with another clock"
+    ):
+        bench.run(replace(settings, rounds=2), before=before)
+    before["versions"]["numpy"] = "1.0"
+    with pytest.raises(bench.BenchError, match=r"has numpy 1\.0, here is"):
+        bench.run(replace(settings, columns=(3,)), before=before)
+
+
+def test_suites_and_peers_are_known():
+    assert list(suites.suites_of(["conv", "lstm"])) == ["resnet50", "jasper", "lstm"]
+    assert set(suites.suites_of(["kernels"])) == set(suites.SUITES)
+    with pytest.raises(bench.BenchError, match="sets of them conv, kernels; there is no 'fft'"):
+        suites.suites_of(["fft"])
+    with pytest.raises(bench.BenchError, match=r"peers are torch, .*; there is no 'numpyy'"):
+        bench.run(suites.Settings(peers=("numpyy",)))
+
+
 @pytest.mark.parametrize("name", ["OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "ONEDNN_MAX_CPU_ISA"])
 def test_settings_that_cripple_others_are_refused(name):
-    bench.check_environment({"PATH": "/bin"}, [1], 1)
+    fairness.check_environment({"PATH": "/bin"}, [1], 1)
     with pytest.raises(bench.BenchError, match=f"{name}=512 would make .* run `env -u {name} "):
-        bench.check_environment({name: "512"}, [1], 1)
+        fairness.check_environment({name: "512"}, [1], 1)
 
 
 @pytest.mark.parametrize("threads", [0, 3])
 def test_threads_are_limited_by_cores(threads):
     with pytest.raises(bench.BenchError, match=f"from 1 to 2, .* got {threads}"):
-        bench.check_environment({}, [1, threads], 2)
+        fairness.check_environment({}, [1, threads], 2)
 
 
 def test_unequal_threads_are_refused():
@@ -114,18 +196,18 @@ def test_unequal_threads_are_refused():
         {"prefix": "libgomp", "num_threads": 2, "internal_api": "openmp"},
         {"prefix": "libopenblas", "num_threads": 1, "internal_api": "openblas"},
     ]
-    bench._check_pools(pools[:1], 2)
+    fairness.check_pools(pools[:1], 2)
     with pytest.raises(bench.BenchError, match="libopenblas uses 1, the others 2; unset OPENBLAS_"):
-        bench._check_pools(pools, 2)
+        fairness.check_pools(pools, 2)
 
 
 def test_threads_are_given_back():
-    with bench._threads(["numpy"], 1):
+    with fairness.same_threads(1):
         assert gs.get_num_threads() == 1
     before = gs.get_num_threads()
     gs.set_num_threads(2)
     try:
-        with bench._threads([], 1):
+        with fairness.same_threads(1):
             assert gs.get_num_threads() == 1
         assert gs.get_num_threads() == 2
     finally:
@@ -137,36 +219,62 @@ def test_threads_are_given_back():
 
 def test_shapes(tmp_path):
     file = tmp_path / "shapes.txt"
-    file.write_text("# rows cols n name\n\n 64 32 - a layer  # twice\n1000 2048 1 fc\n")
-    assert bench.read_shapes(str(file)) == [
-        bench.Shape("a layer", 64, 32),
-        bench.Shape("fc", 1000, 2048, 1),
+    file.write_text(
+        "# rows cols n name\n\n 64 32 - a layer  # twice\n1000 2048 1 fc\n"
+        "conv2d 8 16 3x5 2 1 9x12 a plane\nconv1d 8 16 11 1 2 30 wide\nlstm 32 64 7 - a sentence\n"
+    )
+    linear = [LinearShape("a layer", 64, 32), LinearShape("fc", 1000, 2048, 1)]
+    convolutions = [
+        ConvShape("a plane", 8, 16, (3, 5), 2, 1, (9, 12)),
+        ConvShape("wide", 8, 16, (11,), 1, 2, (30,)),
     ]
-    assert bench.read_shapes("16x48") == [bench.Shape("16x48", 16, 48)]
+    lstm = [LSTMShape("a sentence", 32, 64, 7)]
+    assert read_shapes(str(file)) == [*linear, *convolutions, *lstm]
+    assert read_shapes(str(file), "linear") == linear
+    assert read_shapes(str(file), "conv") == convolutions
+    assert read_shapes(str(file), "lstm") == lstm
+    assert read_shapes("16x48") == [LinearShape("16x48", 16, 48)]
+    assert read_shapes("lstm 32 64 7 - a sentence") == lstm
     for text in ("16", "16x", "axb", "no-such-file.txt"):
-        with pytest.raises(bench.BenchError, match="a file of shapes or such as 1024x1024"):
-            bench.read_shapes(text)
-    with pytest.raises(bench.BenchError, match="must be positive"):
-        bench.read_shapes("0x4")
+        with pytest.raises(bench.BenchError, match="one of gnmt, jasper, resnet50, a file of shap"):
+            read_shapes(text)
+    with pytest.raises(bench.BenchError, match="16x48 has no shape for conv"):
+        read_shapes("16x48", "conv")
+    for text in ("0x4", "conv1d 8 16 11 1 1 0 a", "conv1d 0 16 11 1 1 9 a", "lstm 0 4 1 1 a"):
+        with pytest.raises(bench.BenchError, match="must be positive"):
+            read_shapes(text)
     file.write_text("64 32 - a\n64 32 b\n")
     with pytest.raises(bench.BenchError, match=r"line 2: expected `rows cols n name`"):
-        bench.read_shapes(str(file))
+        read_shapes(str(file))
+    for text in ("conv2d 8 16 3 1 1 9x9 a", "conv2d 8 16 3x3 1 1 9 a", "conv1d 8 16 11 1 2 a"):
+        with pytest.raises(bench.BenchError, match=f"expected `{text[:6]} inputs outputs kernel "):
+            read_shapes(text)
+
+
+def test_sizes_of_shapes():
+    plane = ConvShape("a plane", 8, 16, (3, 5), 2, 1, (9, 12))
+    assert (plane.rows, plane.cols, plane.padding) == (16, 120, (1, 2))
+    assert (plane.out_length, plane.uses) == ((5, 6), 30)
+    assert plane.size == "8->16 3x5/2 @ 9x12"
+    wide = ConvShape("wide", 8, 16, (11,), 1, 2, (30,))
+    assert (wide.padding, wide.out_length, wide.size) == ((10,), (30,), "8->16 11 dilation 2 @ 30")
+    lstm = LSTMShape("a sentence", 32, 64, 7)
+    assert (lstm.rows, lstm.cols, lstm.uses, lstm.size) == (256, 96, 7, "32->64, 7 step(s)")
 
 
 def test_shapes_of_the_models():
     """Against the published sizes of the models."""
-    folder = ROOT / "benchmarks" / "shapes"
-    if not folder.exists():
-        pytest.skip("installed without the benchmarks")
-    gnmt = bench.read_shapes(str(folder / "gnmt.txt"))
-    assert tuple(shape.size for shape in gnmt) == bench.SHAPES
-    resnet = bench.read_shapes(str(folder / "resnet50.txt"))
-    work = sum(s.rows * s.cols * s.n * _count(s.name) for s in resnet)
-    # 53 convolutions and fc take 4.089 GMAC; conv1 0.118; the 16 3x3 ones 13 * .1156 + 3 * .1156.
-    assert work == pytest.approx(4.089e9 - 0.118e9 - 16 * 115_605_504, rel=2e-3)
-    jasper = bench.read_shapes(str(folder / "jasper.txt"))
+    gnmt = read_shapes("gnmt", "linear")
+    assert tuple(shape.size for shape in gnmt) == suites.MATRICES
+    assert [(s.steps, s.n) for s in read_shapes("gnmt", "lstm")] == [(1, 1), (30, 1), (30, 32)]
+    resnet = read_shapes("resnet50")
+    work = sum(s.rows * s.cols * s.uses * _count(s.name) for s in resnet)
+    assert sum(_count(s.name) for s in resnet) == 53
+    assert work == pytest.approx(4.089e9 - 0.118e9, rel=1e-3)  # all but conv1
+    jasper = read_shapes("jasper")
     weights = sum(s.rows * s.cols * _count(s.name) for s in jasper)
-    assert weights == pytest.approx(12.9e6 + 896 * 1024, rel=5e-3)
+    assert sum(_count(s.name) for s in jasper) == 53 + 55
+    assert weights == pytest.approx(333e6, rel=5e-3)
 
 
 def _count(name):
@@ -180,41 +288,100 @@ class Ghost:
     title = "Ghost"
     sparse = False
 
-    def __init__(self, threads):
+    def __init__(self, threads, dtype):
         import no_such_module  # noqa: F401
 
 
-def test_missing_peers_are_listed(monkeypatch):
-    monkeypatch.setitem(peers.PEERS, "ghost", (Ghost, ("ghost-package",)))
-    found, versions, missing = peers.load_peers(["ghost", "numpy"], 1)
+def test_missing_peers_are_listed():
+    table = {"ghost": (Ghost, ("ghost-package",))} | dict(layers_of("linear").peers)
+    found, versions, missing = layers.load_peers(table, ["ghost", "numpy", "other"], 1, "float32")
     assert list(found) == ["numpy"]
     assert versions == {"numpy": np.__version__}
     assert list(missing) == ["ghost"]
     assert "no_such_module" in missing["ghost"]
     assert "pip install ghost-package" in missing["ghost"]
-    with pytest.raises(ValueError, match="there is no 'numpyy'"):
-        peers.load_peers(["numpyy"], 1)
+    found, _, missing = layers.load_peers(table, ["numpy"], 1, "int8")
+    assert (found, missing) == ({}, {"numpy": "NumPy has no product by BLAS in int8"})
 
 
-@pytest.mark.parametrize("name", list(peers.PEERS))
+def layers_of(operation):
+    return suites.LAYERS[operation]
+
+
+SMALL = {
+    "linear": LinearShape("small", 40, 33),
+    "conv2d": ConvShape("plane", 9, 20, (3, 3), 2, 1, (8, 11)),
+    "1x1": ConvShape("1x1", 16, 20, (1, 1), 1, 1, (5, 6)),
+    "conv1d": ConvShape("sequence", 9, 20, (5,), 1, 2, (19,)),
+    "lstm": LSTMShape("lstm", 17, 24, 3),
+}
+
+
+@pytest.mark.parametrize("shape", SMALL.values(), ids=SMALL)
+@pytest.mark.parametrize("dtype", layers.DTYPES)
 @pytest.mark.parametrize("n", [1, 3, 17])
-def test_peers_multiply(name, n):
-    found, _, missing = peers.load_peers([name], 1)
-    if missing:
-        pytest.skip(missing[name])
-    rng = np.random.default_rng(0)
-    weights = rng.standard_normal((40, 33), dtype=np.float32)
-    weights[rng.random(weights.shape) < 0.8] = 0
-    x = rng.standard_normal((33, n), dtype=np.float32)
-    exact = weights.astype(np.float64) @ x
-    scale = np.abs(weights).astype(np.float64) @ np.abs(x)
-    peer = found[name]
-    products = peer.products(peer.prepare(weights), x)
-    assert products
-    for product in products:
-        y = product.result(product.call())
-        assert y.shape == (40, n)
-        assert (np.abs(y - exact) <= 40 * np.finfo(np.float32).eps * scale).all()
+def test_peers_compute_the_same(shape, dtype, n):
+    """As do our own products; each is held to what the weights give in float64."""
+    kind = layers_of(shape.operation)
+    layer = kind(shape, dtype, 0.75, ["irregular"], {})
+    x = layer.inputs(n)
+    found, _, _ = layers.load_peers(kind.peers, list(kind.peers), 1, dtype)
+    contenders = layer.contenders(x, n, found, {})
+    assert contenders[-1].name == "irregular"
+    assert {each.name for each in contenders} == {"irregular", *(p.title for p in found.values())}
+    for each, checked in zip(contenders, layers.check(layer, contenders, x), strict=True):
+        dense = each.kind == "dense"
+        total = sum(weights.size for weights in layer.full("dense"))
+        assert (checked["kept"] == total) if dense else (checked["kept"] < 0.26 * total)
+        assert (
+            each.product.result(each.product.call()).shape
+            == layer.exact(each.weights, x, dtype)[0].shape
+        )
+        if dtype != "float32":
+            assert 0 < checked["error_float32"] < 0.02
+
+
+def test_exact_convolutions():
+    """Against the sum over all taps, written out."""
+    shape = ConvShape("plane", 3, 4, (3, 2), 2, 2, (7, 8))
+    layer = conv_bench.ConvLayer(shape, "float32", 0.5, [], {})
+    x, weights = layer.inputs(2), layer.weights("dense").astype(np.float64)
+    y, scale = layer.exact("dense", x, "float32")
+    assert y.shape == scale.shape == (2, 4, *shape.out_length)
+    padded = np.pad(x, [(0, 0), (0, 0), *((p, p) for p in shape.padding)])
+    expected = np.zeros(y.shape)
+    for i, j in np.ndindex(*shape.out_length):
+        for a, b in np.ndindex(*shape.kernel):
+            pixel = padded[:, :, 2 * i + 2 * a, 2 * j + 2 * b]
+            expected[:, :, i, j] += pixel @ weights[:, :, a, b].T
+    assert np.abs(y - expected).max() < 1e-12
+    assert (np.abs(y) <= scale * (1 + 1e-6)).all()
+
+
+def test_an_exact_lstm():
+    torch = pytest.importorskip("torch", reason="the extra `torch` is not installed")
+    layer = layers_of("lstm")(SMALL["lstm"], "float32", 0.5, [], {})
+    x, weights = layer.inputs(2), layer.weights("dense")
+    y, scale = layer.exact("dense", x, "float32")
+    module = torch.nn.LSTM(17, 24, dtype=torch.float64).requires_grad_(False)
+    values = (*weights, np.zeros_like(weights.bias))
+    for parameter, value in zip(module.parameters(), values, strict=True):
+        parameter.copy_(torch.from_numpy(value))
+    sequence, h, c = (torch.from_numpy(each).double() for each in x)
+    expected = module(sequence, (h[None], c[None]))[0].numpy()
+    assert y.shape == scale.shape == expected.shape
+    assert np.abs(y - expected).max() < 1e-12
+    assert scale.min() > 1
+
+
+def test_weights_are_stored_as_matrices_store_them():
+    weights = layers.make_weights(20, 33)
+    weights[3] = 0
+    for dtype in ("bfloat16", "int8"):
+        matrix = layers.prune(weights, "irregular", 0, dtype)
+        same = matrix.astype(np.float32).to_dense()
+        assert np.abs(layers.stored(weights, dtype) - same).max() <= 1e-6 * np.abs(weights).max()
+    assert layers.stored(weights, "float32") is weights
 
 
 # ----------------------------------------------------------------- measure
@@ -225,49 +392,51 @@ def test_alternate_takes_turns():
 
     def call(name):
         order.append(name)
-        time.sleep(2 * bench.BATCH)
+        time.sleep(2 * timing.BATCH)
 
-    times = bench.alternate({name: partial(call, name) for name in "ab"}, rounds=2, turn=0)
+    times = timing.alternate({name: partial(call, name) for name in "ab"}, rounds=2, turn=0)
     assert order == ["a", "a", "b", "b"] * 2  # one call that does not count, one that does
     assert [len(times[name]) for name in "ab"] == [2, 2]
-    assert all(2 * bench.BATCH <= each < 1 for each in times["a"])
+    assert all(2 * timing.BATCH <= each < 1 for each in times["a"])
 
 
 def test_alternate_runs_three_rounds_at_least():
     shares = []
-    work = partial(time.sleep, bench.BATCH)
-    times = bench.alternate({"a": work}, 9, seconds=1e-9, turn=0, progress=shares.append)
-    assert len(times["a"]) == bench.LEAST_ROUNDS
+    work = partial(time.sleep, timing.BATCH)
+    times = timing.alternate({"a": work}, 9, seconds=1e-9, turn=0, progress=shares.append)
+    assert len(times["a"]) == timing.LEAST_ROUNDS
     assert shares[-1] == 1
 
 
 def test_the_cpu_clock_counts_work_only():
-    times = bench.alternate({"a": partial(time.sleep, 0.02)}, 3, turn=0, clock=bench.CLOCKS["cpu"])
+    times = timing.alternate(
+        {"a": partial(time.sleep, 0.02)}, 3, turn=0, clock=timing.CLOCKS["cpu"]
+    )
     assert max(times["a"]) < 0.01
-    assert 0 <= bench._busy() < 1
-    bench.check_clock("cpu", (1,))
-    bench.check_clock("wall", (1, 2))
+    assert 0 <= timing.busy() < 1
+    fairness.check_clock("cpu", (1,))
+    fairness.check_clock("wall", (1, 2))
     with pytest.raises(bench.BenchError, match="cpu for one thread; got cpu for 1, 2"):
-        bench.check_clock("cpu", (1, 2))
+        fairness.check_clock("cpu", (1, 2))
     with pytest.raises(bench.BenchError, match="got sun for 1"):
-        bench.check_clock("sun", (1,))
+        fairness.check_clock("sun", (1,))
 
 
 def test_errors_are_those_of_float64():
-    layer = bench._make_layer(bench.Shape("", 50, 16), 0.5, ("gs(4,4)",), {})
+    layer = layers_of("linear")(LinearShape("", 50, 16), "float32", 0.5, ["gs(4,4)"], {})
     x = np.random.default_rng(0).standard_normal((16, 2), dtype=np.float32)
     eps = float(np.finfo(np.float32).eps)
-    weights = layer.matrices["gs(4,4)"].to_dense().astype(np.float64)
+    weights = layer.matrices["gs(4,4)"][0].to_dense().astype(np.float64)
     exact = weights @ x
     wrong = exact.copy()
     wrong[49, 1] += 12 * eps * (np.abs(weights[49]) @ np.abs(x[:, 1]))
 
     def contender(name, which, y):
-        product = peers.Product("columns", lambda: None, lambda _: y)
-        return bench._Contender(name, "", product, which)
+        product = layers.Product("columns", lambda: None, lambda _: y)
+        return layers.Contender(name, "", product, which)
 
-    dense = layer.weights.astype(np.float64) @ x
-    found = bench._check(
+    dense = layer.full("dense")[0].astype(np.float64) @ x
+    found = layers.check(
         layer,
         [
             contender("", "gs(4,4)", exact),
@@ -281,9 +450,30 @@ def test_errors_are_those_of_float64():
     wrong[3, 0] = np.nan
     for y in (wrong, exact + 1):
         with pytest.raises(
-            bench.BenchError, match="ghost computes something else for 50x16 at 50%"
+            bench.BenchError,
+            match=r"ghost \(columns\) computes something else for 50x16 in float32 at 50%",
         ):
-            bench._check(layer, [contender("ghost", "gs(4,4)", y)], x)
+            layers.check(layer, [contender("ghost", "gs(4,4)", y)], x)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_errors_of_low_precision(dtype):
+    """Two errors: of the sum, with the weights that are stored, and of these weights."""
+    layer = layers_of("linear")(LinearShape("", 50, 16), dtype, 0.5, [], {})
+    x = layer.inputs(2)
+    weights = layer.full("dense", dtype)[0].astype(np.float64)
+
+    def contender(y):
+        return layers.Contender("", "", layers.Product("", lambda: None, lambda _: y), "dense")
+
+    y, scale = weights @ x, np.abs(weights) @ np.abs(x)
+    full = layer.full("dense")[0].astype(np.float64) @ x
+    limit = layers.DTYPES[dtype]
+    exact, off = layers.check(layer, [contender(y), contender(y + limit.eps * scale)], x)
+    assert (exact["error_eps"], off["error_eps"]) == (0, pytest.approx(1))
+    assert exact["error_float32"] == pytest.approx(np.linalg.norm(y - full) / np.linalg.norm(full))
+    with pytest.raises(bench.BenchError, match=f"in {dtype} at 50%"):
+        layers.check(layer, [contender(y + (limit.slack + 1) * limit.eps * scale)], x)
 
 
 # --------------------------------------------------------------- summarise
@@ -291,6 +481,7 @@ def test_errors_are_those_of_float64():
 
 def line(name, kind, best, **other):
     usual = {"shape": "s", "rows": 4096, "cols": 1024, "sparsity": 0.9, "n": 1, "threads": 1}
+    usual |= {"suite": "linear", "steps": 1, "uses": 1, "size": "4096x1024"}
     usual |= {"layout": "columns", "median_us": 2 * best, "bytes": 2 << 20}
     return usual | {"name": name, "kind": kind, "best_us": best} | other
 
@@ -322,27 +513,70 @@ def test_ratios_and_geometric_means():
     assert (mean["dense_least"], mean["sparse_least"], mean["share_least"]) == (2, 5, 0.6)
     assert mean["sparse"] == pytest.approx(5)
     assert (mean["goal"], mean["holds"]) == (None, None)
-    assert bench.geometric_mean([1, 2, 4]) == pytest.approx(2)
+    assert summary.geometric_mean([1, 2, 4]) == pytest.approx(2)
 
 
 @pytest.mark.parametrize(
-    ("sparsity", "n", "compact", "dense", "goal"),
+    ("sparsity", "n", "compact", "size", "goal"),
     [
-        (0.9, 1, 500_000, 4 << 20, 15),  # fits L2, the dense one does not
-        (0.9, 1, 100_000, 1 << 20, 8),  # both in L2, and the bytes would allow 9.4
-        (0.9, 1, 2 << 20, 16 << 20, 0.9 * 8),  # both in L3
-        (0.8, 1, 4 << 20, 16 << 20, 0.9 * 4),
-        (0.8, 5, 4 << 20, 16 << 20, 3.5),
-        (0.9, 1, 20 << 20, 128 << 20, 8),  # L3 and memory
-        (0.9, 640, 2 << 20, 16 << 20, 6),
-        (0.95, 1, 2 << 20, 16 << 20, None),
-        (0.9, 7, 2 << 20, 16 << 20, None),
+        (0.9, 1, 500_000, (1024, 1024), 15),  # fits L2, the dense one does not
+        (0.9, 1, 100_000, (512, 512), 8),  # both in L2, and the bytes would allow 9.4
+        (0.9, 1, 2 << 20, (4096, 1024), 0.9 * 8),  # both in L3
+        (0.8, 1, 4 << 20, (4096, 1024), 0.9 * 4),
+        (0.8, 5, 4 << 20, (4096, 1024), 3.5),
+        (0.9, 1, 20 << 20, (32320, 1024), 8),  # L3 and memory
+        (0.9, 640, 2 << 20, (4096, 1024), 6),
+        (0.95, 1, 2 << 20, (4096, 1024), None),
+        (0.9, 7, 2 << 20, (4096, 1024), None),
     ],
 )
-def test_goals(sparsity, n, compact, dense, goal):
-    result = line("gs(cpu)", "pattern", 1, sparsity=sparsity, n=n, bytes=compact)
-    assert bench.goal_of(result, dense, CACHES) == (goal and pytest.approx(goal))
-    assert bench.goal_of(result | {"name": "irregular"}, dense, CACHES) is None
+def test_goals(sparsity, n, compact, size, goal):
+    rows, cols = size
+    result = line(
+        "gs(cpu)", "pattern", 1, sparsity=sparsity, n=n, bytes=compact, rows=rows, cols=cols
+    )
+    assert summary.goal_of(result, CACHES) == (goal and pytest.approx(goal))
+    assert summary.goal_of(result | {"name": "irregular"}, CACHES) is None
+
+
+@pytest.mark.parametrize(
+    ("suite", "sparsity", "n", "goal"),
+    [
+        ("bfloat16", 0.9, 5, 0.9 * 4),  # both in L3: half the bytes of float32
+        ("bfloat16", 0.9, 32, 1.4),
+        ("bfloat16", 0.9, 640, 1),
+        ("int8", 0.9, 1, 0.9 * 2),
+        ("int8", 0.9, 32, None),
+        ("resnet50", 0.9, 8, 6),
+        ("jasper", 0.8, 1, 3),
+        ("lstm", 0.9, 1, 7),
+        ("lstm", 0.8, 32, 4),
+        ("lstm", 0.9, 32, 6),
+    ],
+)
+def test_goals_of_other_suites(suite, sparsity, n, goal):
+    """Those that are not of a matrix product know no ratio of bytes."""
+    nbytes = 2_097_152 + 10
+    result = line("gs(cpu)", "pattern", 1, suite=suite, sparsity=sparsity, n=n, bytes=nbytes)
+    assert summary.goal_of(result, CACHES) == (goal and pytest.approx(goal, rel=1e-4))
+
+
+def test_the_goal_of_an_lstm_whose_steps_stay_in_l2():
+    result = line("gs(cpu)", "pattern", 1, suite="lstm", bytes=2 << 20, step_bytes=1 << 20)
+    assert summary.goal_of(result, CACHES) == 10
+    assert summary.goal_of(result | {"step_bytes": 2 << 20}, CACHES) == 7
+    assert summary.goal_of(result | {"n": 32}, CACHES) == 6
+
+
+def test_every_goal_has_shapes():
+    """And the shapes of a suite that have a goal at all are all run."""
+    for suite in suites.SUITES.values():
+        settings = suites.Settings()
+        shapes = settings.shapes_of(suite)
+        run = {n for shape in shapes for n in settings.columns_of(suite, shape)}
+        assert set(suite.goals) == set(suites.SPARSITIES)
+        assert all(set(goals) == run for goals in suite.goals.values())
+        assert suites.QUICK.shapes_of(suite)
 
 
 @pytest.mark.parametrize(
@@ -362,9 +596,11 @@ def test_verdicts(times, shares, verdict):
             line("A", "dense", 60, shape=shape, n=32),
             line("gs(cpu)", "pattern", best, shape=shape, n=32, share=share, limit="fma"),
         ]
+    results += [line("A", "dense", 9, n=32, suite="jasper")]
     (found,) = bench.summarise(results, CACHES)["summary"]
     assert found["goal"] == pytest.approx(6)
     assert found["holds"] == verdict
+    assert found["worst"] == ("s" if times[0] >= times[1] else "t")
 
 
 def test_scaling_is_of_long_products():
@@ -456,12 +692,26 @@ def test_bounds_of_products_with_columns(known_cpu, form, loads):
     assert roofline.dense_bound((3, 16), 2).parts == {"bytes": 4 * 48 / 100, "fma": 48 * 2 / 16 * 4}
 
 
+def test_bounds_of_low_precision_and_of_steps(known_cpu, monkeypatch):
+    cpu = SimpleNamespace(features=("avx512_bf16", "amx_tile"))
+    monkeypatch.setattr(roofline, "cpu_info", lambda: cpu)
+    found = roofline.dense_bound((3, 16), 2, "bfloat16").parts
+    assert found == {"bytes": 2 * 48 / 100, "fma": 48 * 2 / 32 * 4}
+    found = roofline.dense_bound((3, 16), 2, "int8").parts  # without VNNI
+    assert found == {"bytes": 48 / 100, "fma": 48 * 2 / 16 * 4}
+    cpu.features += ("avx512_vnni", "amx_int8")
+    assert roofline.dense_bound((3, 16), 2, "int8").parts["fma"] == 48 * 2 / 512 * 4
+    once, step = roofline.Bound({"bytes": 5, "fma": 4}), roofline.Bound({"bytes": 1, "fma": 2})
+    assert roofline.together(once, step, 2).parts == {"bytes": 9}
+    assert roofline.together(once, step, 3).parts == {"fma": 11}
+
+
 @pytest.mark.parametrize("backend", gs.backends())
-@pytest.mark.parametrize("pattern", bench.PATTERNS)
+@pytest.mark.parametrize("pattern", suites.PATTERNS)
 def test_every_kernel_has_a_bound(backend, pattern):
     """By its form: a kernel of a form that the roofline does not know would get too loose a bound."""
-    layer = bench._make_layer(bench.Shape("", 96, 64), 0.8, (pattern,), {})
-    matrix = layer.matrices[pattern]
+    layer = layers_of("linear")(LinearShape("", 96, 64), "float32", 0.8, [pattern], {})
+    (matrix,) = layer.matrices[pattern]
     for n in (1, 5, 32):
         with gs.use_backend(backend):
             plan = matrix.plan(n)

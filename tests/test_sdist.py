@@ -50,6 +50,7 @@ def test_the_sdist_builds_and_works(tmp_path: Path) -> None:
         *ROOT.glob("csrc/**/*.mk"),
     ]
     tracked += [*ROOT.glob("gspattern/**/*.py"), *ROOT.glob("gspattern/*.pyi")]
+    tracked += ROOT.glob("gspattern/bench/models/*.txt")
     tracked += [ROOT / name for name in ("LICENSE", "README.md", "gspattern/py.typed", "Makefile")]
     missing = {str(path.relative_to(ROOT)) for path in tracked} - held
     assert not missing

@@ -1,0 +1,67 @@
+"""y = W x: x as columns ([K, N]) or as rows ([N, K])."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+
+from gspattern import plans, roofline
+from gspattern.bench import linear_peers
+from gspattern.bench.layers import Contender, Doubles, Floats, Layer, Product, facts_of
+from gspattern.bench.shapes import LinearShape
+from gspattern.matrices import Matrix
+
+__all__ = ["LinearLayer"]
+
+
+class LinearLayer(Layer[LinearShape]):
+    """Weights are [M, K], x is float32 [K, N]; for bfloat16 it holds numbers of that dtype alone."""
+
+    peers = linear_peers.PEERS
+
+    def inputs(self, n: int) -> Floats:
+        x = np.random.default_rng(1).standard_normal((self.shape.cols, n), dtype=np.float32)
+        return x.astype(ml_dtypes.bfloat16).astype(np.float32) if self.dtype == "bfloat16" else x
+
+    def weights(self, which: str) -> Floats:
+        return self.full(which)[0]
+
+    def exact(self, which: str, x: Floats, dtype: str) -> tuple[Doubles, Doubles]:
+        weights = self.full(which, dtype)[0].astype(np.float64)
+        y, scale = weights @ x.astype(np.float64), np.abs(weights) @ np.abs(x)
+        scale[scale == 0] = 1
+        return y, scale
+
+    def own(self, x: Floats) -> list[Contender]:
+        return [
+            self._contender(pattern, product, plan, x.shape[1])
+            for pattern, (matrix,) in self.matrices.items()
+            for product, plan in _own_products(matrix, x)
+        ]
+
+    def _contender(self, pattern: str, product: Product, plan: plans.Plan, n: int) -> Contender:
+        size = (self.shape.rows, self.shape.cols)
+        return Contender(
+            pattern,
+            "pattern",
+            product,
+            pattern,
+            facts_of(plan),
+            lambda: roofline.bound(plan, size, n),
+        )
+
+
+def _own_products(matrix: Matrix, x: Floats) -> list[tuple[Product, plans.Plan]]:
+    if x.shape[1] == 1:
+        vector = np.ascontiguousarray(x[:, 0])
+        product = Product("columns", lambda: matrix @ vector, lambda y: y[:, None])
+        return [(product, matrix.plan())]
+    rows = np.ascontiguousarray(x.T)
+    out = np.empty((x.shape[1], matrix.shape[0]), np.float32)
+    return [
+        (Product("columns", lambda: matrix @ x, lambda y: y), matrix.plan(x.shape[1])),
+        (
+            Product("rows", lambda: matrix.linear(rows, out=out), lambda y: y.T),
+            plans.plan_for_samples(matrix, len(rows)),
+        ),
+    ]
