@@ -26,11 +26,19 @@
 #define NEAR (256 << 10)
 /* Rows of four strips at most. */
 #define MAX_ROWS (4 * 16)
-/* Columns that are looked at together, and entries of a register table at most. */
+/* Columns that are looked at together, and entries of a table at most. */
 #define COLUMNS 1024
-#define MAX_WIDTH 64
+#define MAX_WIDTH 256
 /* Kernels of a backend for SpMV. */
 #define MAX_ENTRIES 16
+
+/* Positions are bytes, and packing is compiled for these lanes. */
+#define GSP_KERNEL(function, op, backend, dtypes, kinds, form, lanes, width, cost)                 \
+    _Static_assert(GSPI_##form != GSPI_TABLES ||                                                   \
+                       ((width) <= MAX_WIDTH && ((lanes) == 4 || (lanes) == 8 || (lanes) == 16)),  \
+                   #function);
+#include "kernels.inc"
+#undef GSP_KERNEL
 
 typedef struct {
     int64_t width, grain; /* powers of two */
@@ -312,17 +320,19 @@ GSPI_INLINE void pack_steps_of(const gspi_rows *list, const unit *u, const windo
     }
 }
 
+GSPI_INLINE void pack_lanes(const gspi_rows *list, const unit *u, const windows *w, int64_t lanes,
+                            bool along, unsigned char *quad, uint32_t *tables) {
+    if (along) pack_steps_of(list, u, w, quad, tables, lanes, 1, true);
+    else if (w->per_row == 1) pack_steps_of(list, u, w, quad, tables, lanes, 1, false);
+    else pack_steps_of(list, u, w, quad, tables, lanes, 4, false);
+}
+
 static void pack_steps(const gspi_rows *list, const unit *u, const windows *w, int64_t lanes,
                        bool along, unsigned char *quad, uint32_t *tables) {
-    /* Compiled for each number of lanes. */
-    if (lanes == 16) {
-        if (along) pack_steps_of(list, u, w, quad, tables, 16, 1, true);
-        else if (w->per_row == 1) pack_steps_of(list, u, w, quad, tables, 16, 1, false);
-        else pack_steps_of(list, u, w, quad, tables, 16, 4, false);
-    } else {
-        if (along) pack_steps_of(list, u, w, quad, tables, 8, 1, true);
-        else if (w->per_row == 1) pack_steps_of(list, u, w, quad, tables, 8, 1, false);
-        else pack_steps_of(list, u, w, quad, tables, 8, 4, false);
+    switch (lanes) {
+    case 16: pack_lanes(list, u, w, 16, along, quad, tables); break;
+    case 8: pack_lanes(list, u, w, 8, along, quad, tables); break;
+    default: pack_lanes(list, u, w, 4, along, quad, tables); break;
     }
 }
 
