@@ -7,8 +7,8 @@
 /* How a plan lays a matrix out. */
 typedef enum gspi_form {
     GSPI_STORED, /* the arrays of the format, copied */
-    GSPI_FOURS, /* blocks of columns; strips of four rows, each with columns of its own */
-    GSPI_STACKS, /* blocks of columns; strips of four rows of a block pattern, which share their columns */
+    GSPI_FOURS, /* blocks of columns; strips of eight rows, each with columns of its own */
+    GSPI_STACKS, /* the same; the first and the last four rows of a strip share their columns */
     GSPI_GATHER, /* strips of rows; quads of steps with 32-bit columns */
     GSPI_TABLES, /* register tables: quads of four strips of rows, or of four steps of one strip */
     GSPI_WIDE, /* blocks cut into runs of `lanes` columns of one row */
@@ -52,6 +52,17 @@ typedef struct gspi_entry {
 /* The list, best first, ends in a row without a name. */
 extern const gspi_entry gspi_kernels[];
 
+#define GSPI_STRIP_ROWS 8
+#define GSPI_STACK_ROWS 4 /* that share their columns */
+#define GSPI_STEPS_AHEAD 2 /* of which kernels read the positions */
+
+/* Rows that are summed at once: they lie `rows` bytes into the sums of their unit, and have the steps from `first` on
+ * to that of the next strip; one strip of no rows is behind the last one. */
+typedef struct gspi_strip {
+    uint64_t first;
+    uint16_t rows[GSPI_STRIP_ROWS];
+} gspi_strip;
+
 struct gsp_plan {
     gsp_context *context;
     const gspi_entry *entry;
@@ -81,8 +92,11 @@ struct gsp_plan {
     bool align_x; /* tables are loaded faster if x is aligned to 64 bytes */
 
     /* GSPI_FOURS, GSPI_STACKS: units of GSPI_UNIT_ROWS rows, and `blocks` blocks of block_cols columns, of which a
-     * kernel copies up to x_stride bytes each to a tile. start[unit * blocks + block] is the byte of packed where
-     * the strips of that block of the unit begin: a gspi_strip, then its steps. */
+     * kernel copies up to x_stride bytes each to a tile. That block of the unit has the strips
+     * [start[unit * blocks + block], start[unit * blocks + block + 1]). Step s of a strip multiplies
+     * packed[s][GSPI_STRIP_ROWS], floats, by the columns positions[s][GSPI_STRIP_ROWS] of the block, one of each row. */
+    gspi_strip *strips;
+    uint8_t *positions;
     int64_t blocks, block_cols;
     uint32_t x_stride;
 };
@@ -94,22 +108,8 @@ static inline uint64_t gspi_table_of(const gsp_plan *plan, uint64_t item) {
 }
 
 #define GSPI_UNIT_ROWS 128
-#define GSPI_TILE_VECTORS 4 /* of 64 bytes; so x_stride is at most 256, and positions fit 16 bits */
-#define GSPI_MOST_BLOCK_COLS 256
-
-/* Steps of four rows, which lie `rows` bytes into the sums of their unit. */
-typedef struct gspi_strip {
-    uint32_t steps;
-    uint16_t rows[4];
-    uint32_t unused;
-} gspi_strip;
-
-/* One element of each row, and the byte of the tile where its column of x begins. GSPI_STACKS: the first of the four
- * holds for all. */
-typedef struct gspi_step {
-    float values[4];
-    uint16_t at[4];
-} gspi_step;
+#define GSPI_TILE_VECTORS 2 /* of 64 bytes: 32 samples, and x_stride is 64 or 128 */
+#define GSPI_MOST_BLOCK_COLS 256 /* so that positions are bytes */
 
 /* The second half of gsp_plan_create for SpMM: lays the matrix out for the backend's cheapest kernel and n columns. */
 gsp_status gspi_plan_fours(gsp_plan *plan, const gsp_matrix *matrix, gsp_backend backend,

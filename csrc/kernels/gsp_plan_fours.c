@@ -1,16 +1,16 @@
-/* Packs a matrix for SpMM: rows in units, columns in blocks, four rows to a strip.
+/* Packs a matrix for SpMM: rows in units, columns in blocks, eight rows to a strip.
  *
  * A kernel keeps a block of x in the first cache and the sums of a unit in the second, and goes through the strips of
  * (unit, block) after (unit, block). A strip takes as many steps as its fullest row has elements in the block, so rows
  * are grouped by that number, separately in every block: little is padded whatever the mask, and the loop over the
  * steps is nearly always as long as the last time, which branch prediction needs.
  *
- * Rows of one block of a block pattern have the same columns: there a strip is four rows of a block, and a step one
- * column that they share. */
+ * Rows of one block of a block pattern have the same columns: there a strip is twice four rows of a block, and a step
+ * one column that four of them share. */
 #include <string.h>
 
 #include "../format/gsp_visit.h"
-#include "gsp_kernels.h"
+#include "gsp_plan.h"
 
 /* Sizes while a plan is packed. counts, cursors [rows][blocks]. */
 typedef struct {
@@ -20,7 +20,7 @@ typedef struct {
     int64_t blocks;
     uint32_t block_cols;
     uint16_t *counts;
-    uint64_t *cursors; /* byte where the next element's step is; its lane in the two lowest bits */
+    uint64_t *cursors; /* where the next element goes in packed and positions */
 } packing;
 
 static void count_element(void *argument, int64_t row, int64_t col, uint64_t element) {
@@ -33,11 +33,9 @@ static void put_element(void *argument, int64_t row, int64_t col, uint64_t eleme
     const packing *p = argument;
     const uint32_t block = (uint32_t)col / p->block_cols;
     uint64_t *cursor = &p->cursors[row * p->blocks + block];
-    gspi_step *step = (gspi_step *)(p->plan->packed + (*cursor & ~(uint64_t)3));
-    const int lane = (int)(*cursor & 3);
-    step->values[lane] = gspi_value(p->matrix, p->matrix->dtype, element);
-    step->at[lane] = (uint16_t)(((uint32_t)col - block * p->block_cols) * p->plan->x_stride);
-    *cursor += sizeof(gspi_step);
+    ((float *)(void *)p->plan->packed)[*cursor] = gspi_value(p->matrix, p->matrix->dtype, element);
+    p->plan->positions[*cursor] = (uint8_t)((uint32_t)col - block * p->block_cols);
+    *cursor += GSPI_STRIP_ROWS;
 }
 
 /* Cuts the rows [first, last) of a unit into items: rows, or up to four rows of one block of the pattern. Item i
@@ -48,7 +46,7 @@ static int cut_unit(const packing *p, int64_t first, int64_t last, int64_t *begi
     for (int64_t row = first; row < last;) {
         begin[items++] = row;
         const int64_t end_of_block = (row / height + 1) * height;
-        row = p->shared ? gspi_min(gspi_min(row + 4, end_of_block), last) : row + 1;
+        row = p->shared ? gspi_min(gspi_min(row + GSPI_STACK_ROWS, end_of_block), last) : row + 1;
     }
     begin[items] = last;
     return items;
@@ -69,47 +67,49 @@ static void sort_items(const packing *p, int64_t block, const int64_t *begin, in
         order[next[most - p->counts[begin[i] * p->blocks + block]]++] = (uint8_t)i;
 }
 
-/* Lays the strips of one (unit, block) out from byte `at` on, and returns the byte behind them; writes headers and
- * cursors once there is memory. */
-static uint64_t place_strips(const packing *p, int64_t unit, int64_t block, uint64_t at) {
+/* Where strips and steps are laid out. */
+typedef struct {
+    uint64_t strip, step;
+} place;
+
+/* Lays the strips of one (unit, block) out; writes strips and cursors once there is memory. */
+static void place_strips(const packing *p, int64_t unit, int64_t block, place *at) {
     gsp_plan *plan = p->plan;
     const int64_t first = unit * GSPI_UNIT_ROWS,
                   last = gspi_min(first + GSPI_UNIT_ROWS, p->matrix->rows);
     int64_t begin[GSPI_UNIT_ROWS + 1];
     uint8_t order[GSPI_UNIT_ROWS];
     const int items = cut_unit(p, first, last, begin);
+    const int height = p->shared ? GSPI_STACK_ROWS : 1; /* lanes of an item */
     sort_items(p, block, begin, items, order);
-    for (int i = 0; i < items; i += p->shared ? 1 : 4) {
-        const uint16_t steps = p->counts[begin[order[i]] * p->blocks + block];
+    for (int i = 0; i < items; i += GSPI_STRIP_ROWS / height) {
+        const uint64_t steps = p->counts[begin[order[i]] * p->blocks + block];
         if (steps == 0 && block > 0) break; /* the first block begins the sums of all rows */
-        const uint64_t from = at + sizeof(gspi_strip);
-        gspi_strip *strip = plan->packed == NULL ? NULL : (gspi_strip *)(plan->packed + at);
-        if (strip != NULL) strip->steps = steps;
-        for (int lane = 0; lane < 4; lane++) {
+        for (int lane = 0; plan->strips != NULL && lane < GSPI_STRIP_ROWS; lane++) {
+            const int item = i + lane / height;
             int64_t row = last;
-            if (p->shared)
-                row = begin[order[i]] + lane < begin[order[i] + 1] ? begin[order[i]] + lane : last;
-            else if (i + lane < items) row = begin[order[i + lane]];
+            if (item < items) row = begin[order[item]] + lane % height;
             /* Lanes without a row add zeros to the row behind the unit. */
-            const int64_t place = row < last ? row - first : GSPI_UNIT_ROWS;
-            if (strip != NULL) strip->rows[lane] = (uint16_t)(place * plan->x_stride);
-            if (row < last && strip != NULL)
-                p->cursors[row * p->blocks + block] = from | (uint64_t)lane;
+            const bool used = item < items && row < begin[order[item] + 1];
+            plan->strips[at->strip].first = at->step;
+            plan->strips[at->strip].rows[lane] =
+                (uint16_t)((used ? row - first : GSPI_UNIT_ROWS) * plan->x_stride);
+            if (used)
+                p->cursors[row * p->blocks + block] = at->step * GSPI_STRIP_ROWS + (uint64_t)lane;
         }
-        plan->slots += plan->packed == NULL ? 4 * (uint64_t)steps : 0;
-        at = from + steps * sizeof(gspi_step);
+        at->strip++;
+        at->step += steps;
     }
-    return at;
 }
 
-static uint64_t place_all(const packing *p) {
-    uint64_t at = 0;
+static place place_all(const packing *p) {
+    place at = {0, 0};
     for (int64_t unit = 0; unit < p->plan->units; unit++)
         for (int64_t block = 0; block < p->blocks; block++) {
-            p->plan->start[unit * p->blocks + block] = at;
-            at = place_strips(p, unit, block, at);
+            p->plan->start[unit * p->blocks + block] = at.strip;
+            place_strips(p, unit, block, &at);
         }
-    p->plan->start[p->plan->units * p->blocks] = at;
+    p->plan->start[p->plan->units * p->blocks] = at.strip;
     return at;
 }
 
@@ -119,18 +119,24 @@ static gsp_status pack(packing *p) {
     const gsp_matrix *matrix = p->matrix;
     const int64_t groups = gsp_groups(&matrix->pattern, matrix->rows);
     const size_t cells = (size_t)(matrix->rows * p->blocks);
-    const size_t starts = (size_t)(plan->units * p->blocks) + 1;
     p->counts = gspi_calloc(context, cells, sizeof *p->counts);
     p->cursors = gspi_alloc(context, cells, sizeof *p->cursors);
-    plan->start = gspi_alloc(context, starts, sizeof *plan->start);
+    plan->start =
+        gspi_plan_alloc(plan, (uint64_t)(plan->units * p->blocks) + 1, sizeof *plan->start);
     GSP_CHECK(p->counts != NULL && p->cursors != NULL && plan->start != NULL, GSP_ERROR_MEMORY);
     gspi_visit(matrix, 0, groups, count_element, p);
-    /* Kernels read the positions of one step ahead. */
-    const uint64_t bytes = place_all(p) + sizeof(gspi_step);
-    plan->packed = gspi_calloc(context, bytes, 1);
-    GSP_CHECK(plan->packed != NULL, GSP_ERROR_MEMORY);
-    plan->bytes += starts * sizeof *plan->start + bytes;
+    const place end = place_all(p);
+    plan->slots = end.step * GSPI_STRIP_ROWS;
+    const uint64_t positions = plan->slots + GSPI_STEPS_AHEAD * GSPI_STRIP_ROWS;
+    plan->strips = gspi_plan_alloc(plan, end.strip + 1, sizeof *plan->strips);
+    plan->packed = gspi_plan_alloc(plan, plan->slots, sizeof(float));
+    plan->positions = gspi_plan_alloc(plan, positions, 1);
+    GSP_CHECK(plan->strips != NULL && plan->packed != NULL && plan->positions != NULL,
+              GSP_ERROR_MEMORY);
+    memset(plan->packed, 0, plan->slots * sizeof(float));
+    memset(plan->positions, 0, positions);
     place_all(p);
+    plan->strips[end.strip] = (gspi_strip){.first = end.step};
     gspi_visit(matrix, 0, groups, put_element, p);
     return GSP_OK;
 }
@@ -138,7 +144,8 @@ static gsp_status pack(packing *p) {
 static float cost_of(const gspi_entry *entry, const gsp_matrix *matrix) {
     const int64_t height = matrix->pattern.block_rows;
     if (entry->form != GSPI_STACKS) return entry->cost;
-    return entry->cost * (float)(4 * gspi_ceil_div(height, 4)) / (float)height;
+    return entry->cost * (float)(GSPI_STACK_ROWS * gspi_ceil_div(height, GSPI_STACK_ROWS)) /
+           (float)height;
 }
 
 gsp_status gspi_plan_fours(gsp_plan *plan, const gsp_matrix *matrix, gsp_backend backend,

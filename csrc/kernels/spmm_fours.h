@@ -14,11 +14,11 @@
 #include "conv_tile.h"
 
 #define GSPI_TILE_BYTES 32768
-#define GSPI_PANEL_BYTES 262144
+#define GSPI_PANEL_BYTES 131072
 
-/* Adds the strips in [strips, end) to the sums, or begins the sums with them. */
-typedef void gspi_strips(const unsigned char *strips, const unsigned char *end, const char *tile,
-                         char *sums, bool begin);
+/* Adds the strips in [strip, end) to the sums, or begins the sums with them. */
+typedef void gspi_strips(const gsp_plan *plan, const gspi_strip *strip, const gspi_strip *end,
+                         const char *tile, char *sums, bool begin);
 
 #define GSPI_MOST_REGISTERS (GSPI_TILE_VECTORS * GSPI_VECTOR_FLOATS / V_LANES)
 
@@ -71,18 +71,9 @@ static __attribute__((noinline)) void fill_tile(const gsp_plan *plan, const gspi
         return;
     }
     const uint32_t stride = plan->x_stride;
-    switch (s.registers * V_LANES / GSPI_VECTOR_FLOATS) { /* so that the inner loops are unrolled */
-    case 1: fill_along(product, s, col, cols, stride, tile, GSPI_VECTOR_FLOATS / V_LANES); break;
-    case 2:
-        fill_along(product, s, col, cols, stride, tile, 2 * GSPI_VECTOR_FLOATS / V_LANES);
-        break;
-    case 3:
-        fill_along(product, s, col, cols, stride, tile, 3 * GSPI_VECTOR_FLOATS / V_LANES);
-        break;
-    default:
-        fill_along(product, s, col, cols, stride, tile, 4 * GSPI_VECTOR_FLOATS / V_LANES);
-        break;
-    }
+    if (s.registers == GSPI_VECTOR_FLOATS / V_LANES) /* so that the inner loops are unrolled */
+        fill_along(product, s, col, cols, stride, tile, GSPI_VECTOR_FLOATS / V_LANES);
+    else fill_along(product, s, col, cols, stride, tile, 2 * GSPI_VECTOR_FLOATS / V_LANES);
 }
 
 /* The sums of rows [first, last) to y [rows][samples]. */
@@ -164,7 +155,7 @@ static void spmm_fours(const gsp_plan *plan, const gspi_product *product, int64_
                 else conv_fill(plan, product, &runs, block, tile, s.registers);
                 for (int64_t unit = begin; unit < end; unit++) {
                     const uint64_t *start = plan->start + unit * plan->blocks + block;
-                    add[to - from - 1](plan->packed + start[0], plan->packed + start[1], tile,
+                    add[to - from - 1](plan, plan->strips + start[0], plan->strips + start[1], tile,
                                        panel + (unit - begin) * unit_bytes, block == 0);
                 }
             }
