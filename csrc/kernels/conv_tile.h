@@ -166,19 +166,11 @@ static void fill_tap(const gsp_convolution *c, const gspi_part *parts, const gsp
                (vectors) * GSPI_VECTOR_FLOATS / V_LANES, step)
     const int vectors = registers * V_LANES / GSPI_VECTOR_FLOATS;
     if (c->stride[1] == 1) {
-        switch (vectors) {
-        case 1: FILL(1, 1); break;
-        case 2: FILL(2, 1); break;
-        case 3: FILL(3, 1); break;
-        default: FILL(4, 1); break;
-        }
+        if (vectors == 1) FILL(1, 1);
+        else FILL(2, 1);
     } else if (c->stride[1] == 2 && c->x.col_step == 1) {
-        switch (vectors) {
-        case 1: FILL(1, 2); break;
-        case 2: FILL(2, 2); break;
-        case 3: FILL(3, 2); break;
-        default: FILL(4, 2); break;
-        }
+        if (vectors == 1) FILL(1, 2);
+        else FILL(2, 2);
     } else {
         FILL(vectors, c->stride[1]);
     }

@@ -93,8 +93,8 @@ struct gsp_plan {
 
     /* GSPI_FOURS, GSPI_STACKS: units of GSPI_UNIT_ROWS rows, and `blocks` blocks of block_cols columns, of which a
      * kernel copies up to x_stride bytes each to a tile. That block of the unit has the strips
-     * [start[unit * blocks + block], start[unit * blocks + block + 1]). Step s of a strip multiplies
-     * packed[s][GSPI_STRIP_ROWS], floats, by the columns positions[s][GSPI_STRIP_ROWS] of the block, one of each row. */
+     * [start[unit * blocks + block], start[unit * blocks + block + 1]). Step s multiplies the floats
+     * packed[s][GSPI_STRIP_ROWS] by the columns positions[s][GSPI_STRIP_ROWS] of the block, one for each row. */
     gspi_strip *strips;
     uint8_t *positions;
     int64_t blocks, block_cols;

@@ -4,17 +4,18 @@
  *         x = row position[r] of the tile
  *         for every sample of the tile:       sums[r][sample] += values[r] * x[sample]
  *
- * As spmm_avx512.c, with 16 registers of 8 floats: two rows at once in tiles of 32 samples, four in those of 16 (8 sums,
- * so that no VFMADD waits for the one before). For each element there is one broadcast load and one load of x to every
- * VFMADD; two loads a cycle are the bound. Rows that share their columns go four at a time, 16 samples after another. */
+ * As spmm_avx512.c, with 16 registers of 8 floats: two rows at once in tiles of 32 samples, four in those of 16 (8
+ * sums, so that no VFMADD waits for the one before). For each element there is one broadcast load and one load of x to
+ * every VFMADD; two loads a cycle are the bound. Rows that share their columns go four at a time, 16 samples after
+ * another. */
 #if defined(__AVX2__) && defined(__FMA__)
 #include "spmm_fours.h"
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* `rows` rows from `first` on of one strip, `registers` registers each. */
+/* `rows` rows from `first` on of one strip, `registers` registers each; `stack` of them share their columns. */
 INLINE void add_rows(const gsp_plan *plan, const gspi_strip *strip, int first, int rows,
-                     const char *tile, char *sums, bool begin, int registers, bool shared) {
+                     const char *tile, char *sums, bool begin, int registers, int stack) {
     const uint64_t from = strip[0].first * GSPI_STRIP_ROWS + (uint64_t)first,
                    to = strip[1].first * GSPI_STRIP_ROWS + (uint64_t)first;
     const float *values = (const float *)(const void *)plan->packed + from;
@@ -28,12 +29,14 @@ INLINE void add_rows(const gsp_plan *plan, const gspi_strip *strip, int first, i
             sum[r][v] = begin ? _mm256_setzero_ps() : _mm256_load_ps(row[r] + v * 8);
     }
     for (; positions < last; positions += GSPI_STRIP_ROWS, values += GSPI_STRIP_ROWS)
-        for (int r = 0; r < rows; r++) {
-            const float *at = (const float *)(const void *)(tile + positions[r] * stride);
-            const __m256 value = _mm256_broadcast_ss(values + r);
-            for (int v = 0; v < registers; v++) {
-                if (!shared || r == 0) x[v] = _mm256_load_ps(at + v * 8);
-                sum[r][v] = _mm256_fmadd_ps(value, x[v], sum[r][v]);
+        for (int top = 0; top < rows; top += stack) {
+            const size_t at = positions[top] * stride;
+            const float *from = (const float *)(const void *)(tile + at);
+            for (int v = 0; v < registers; v++) x[v] = _mm256_load_ps(from + v * 8);
+            for (int r = top; r < top + stack; r++) {
+                const __m256 value = _mm256_broadcast_ss(values + r);
+                for (int v = 0; v < registers; v++)
+                    sum[r][v] = _mm256_fmadd_ps(value, x[v], sum[r][v]);
             }
         }
     for (int r = 0; r < rows; r++)
@@ -42,24 +45,24 @@ INLINE void add_rows(const gsp_plan *plan, const gspi_strip *strip, int first, i
 
 /* Rows at once: as many as leave registers for x and values. Wide tiles of shared columns go in pieces. */
 INLINE void add_strips(const gsp_plan *plan, const gspi_strip *strip, const gspi_strip *end,
-                       const char *tile, char *sums, bool begin, int registers, bool shared) {
-    const int rows = shared ? GSPI_STACK_ROWS : 8 / registers, piece = shared ? 2 : registers;
+                       const char *tile, char *sums, bool begin, int registers, int stack) {
+    const int piece = stack > 1 ? 2 : registers, rows = 8 / piece;
     for (; strip < end; strip++)
         for (int first = 0; first < GSPI_STRIP_ROWS; first += rows)
             for (int v = 0; v < registers; v += piece)
                 add_rows(plan, strip, first, rows, tile + v * 32, sums + v * 32, begin, piece,
-                         shared);
+                         stack);
 }
 
-#define ADD(name, vectors, shared)                                                                 \
+#define ADD(name, vectors, stack)                                                                  \
     static void name(const gsp_plan *plan, const gspi_strip *strip, const gspi_strip *end,         \
                      const char *tile, char *sums, bool begin) {                                   \
-        add_strips(plan, strip, end, tile, sums, begin, 2 * (vectors), shared);                    \
+        add_strips(plan, strip, end, tile, sums, begin, 2 * (vectors), stack);                     \
     }
-ADD(fours_1, 1, false)
-ADD(fours_2, 2, false)
-ADD(stacks_1, 1, true)
-ADD(stacks_2, 2, true)
+ADD(fours_1, 1, 1)
+ADD(fours_2, 2, 1)
+ADD(stacks_1, 1, GSPI_STACK_ROWS)
+ADD(stacks_2, 2, GSPI_STACK_ROWS)
 
 void gsp_f32_spmm_fours__avx2(const gsp_plan *plan, const gspi_product *product, int64_t first,
                               int64_t last) {

@@ -5,9 +5,9 @@
  *             for every sample of the tile:           sums[r][sample] += values[r] * x[sample]
  *
  * A tile has 16 or 32 samples, so the sums take 8 or 16 registers. For each step one load brings eight values, and
- * VPERMPS copies each all over a register (two a cycle, and no load as a broadcast would be); the VFMADDs take x from the
- * first cache: two loads a cycle at best, which is what bounds the kernel. The eight positions come through a vector
- * register, where they are multiplied by the length of a row of the tile, and two steps early: on an AMD Zen 5 a scalar
+ * VPERMPS copies each all over a register (two a cycle, and no load as a broadcast would be); the VFMADDs take x from
+ * the first cache: two loads a cycle at best, which is what bounds the kernel. The eight positions come through a
+ * vector register, where they are multiplied by the length of a row of the tile, and early: on an AMD Zen 5 a scalar
  * load among vector loads costs as much as two of them, and the loads of x must not wait for their addresses. Fours of
  * rows of a block pattern share their x, so that a load serves four VFMADDs, which are the bound then.
  *
@@ -26,8 +26,9 @@ INLINE __m128i load_offsets(const uint8_t *positions, __m128i stride) {
     return _mm_mullo_epi16(_mm_cvtepu8_epi16(bytes), stride);
 }
 
+/* `stack` rows share their columns. */
 INLINE void add_strips(const gsp_plan *plan, const gspi_strip *strip, const gspi_strip *end,
-                       const char *tile, char *sums, bool begin, int vectors, bool shared) {
+                       const char *tile, char *sums, bool begin, int vectors, int stack) {
     __m512i lane[GSPI_STRIP_ROWS];
     for (int r = 0; r < GSPI_STRIP_ROWS; r++) {
         lane[r] = _mm512_set1_epi32(r);
@@ -59,14 +60,15 @@ INLINE void add_strips(const gsp_plan *plan, const gspi_strip *strip, const gspi
             offsets = load_offsets(positions + GSPI_STRIP_ROWS, stride);
             _mm_prefetch((const char *)values + AHEAD_BYTES, _MM_HINT_T0);
             const __m512 some = _mm512_castps256_ps512(_mm256_load_ps(values));
-            __m512 x[GSPI_TILE_VECTORS];
-            for (int r = 0; r < GSPI_STRIP_ROWS; r++) {
-                const char *from = tile + (uint16_t)(at[r / 4] >> r % 4 * 16);
-                const __m512 value = _mm512_permutexvar_ps(lane[r], some);
-                for (int v = 0; v < vectors; v++) {
-                    if (!shared || r % GSPI_STACK_ROWS == 0)
-                        x[v] = _mm512_load_ps((const float *)(const void *)from + v * 16);
-                    sum[r][v] = _mm512_fmadd_ps(value, x[v], sum[r][v]);
+            for (int first = 0; first < GSPI_STRIP_ROWS; first += stack) {
+                const uint16_t offset = (uint16_t)(at[first / 4] >> first % 4 * 16);
+                const float *from = (const float *)(const void *)(tile + offset);
+                __m512 x[GSPI_TILE_VECTORS];
+                for (int v = 0; v < vectors; v++) x[v] = _mm512_load_ps(from + v * 16);
+                for (int r = first; r < first + stack; r++) {
+                    const __m512 value = _mm512_permutexvar_ps(lane[r], some);
+                    for (int v = 0; v < vectors; v++)
+                        sum[r][v] = _mm512_fmadd_ps(value, x[v], sum[r][v]);
                 }
             }
         }
@@ -75,15 +77,15 @@ INLINE void add_strips(const gsp_plan *plan, const gspi_strip *strip, const gspi
     }
 }
 
-#define ADD(name, vectors, shared)                                                                 \
+#define ADD(name, vectors, stack)                                                                  \
     static void name(const gsp_plan *plan, const gspi_strip *strip, const gspi_strip *end,         \
                      const char *tile, char *sums, bool begin) {                                   \
-        add_strips(plan, strip, end, tile, sums, begin, vectors, shared);                          \
+        add_strips(plan, strip, end, tile, sums, begin, vectors, stack);                           \
     }
-ADD(fours_1, 1, false)
-ADD(fours_2, 2, false)
-ADD(stacks_1, 1, true)
-ADD(stacks_2, 2, true)
+ADD(fours_1, 1, 1)
+ADD(fours_2, 2, 1)
+ADD(stacks_1, 1, GSPI_STACK_ROWS)
+ADD(stacks_2, 2, GSPI_STACK_ROWS)
 
 void gsp_f32_spmm_fours__avx512(const gsp_plan *plan, const gspi_product *product, int64_t first,
                                 int64_t last) {
