@@ -295,6 +295,9 @@ def bench(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the file of --json, if there is one.")
     ] = False,
+    markdown: Annotated[
+        Path | None, typer.Option(help="Write tables as those of docs/RESULTS.md to this file.")
+    ] = None,
     plot: Annotated[
         Path | None,
         typer.Option(help="Write pictures of each suite to this folder (needs matplotlib)."),
@@ -334,6 +337,8 @@ def bench(
         report = benchmark.run(settings, command, benchmark.print_case, save, before)
         benchmark.print_report(report)
         save(report)
+        if markdown is not None:
+            markdown.write_text(benchmark.markdown(report), "utf-8")
         if plot is not None:
             from gspattern.plots import save_bench
 

@@ -603,6 +603,42 @@ def test_verdicts(times, shares, verdict):
     assert found["worst"] == ("s" if times[0] >= times[1] else "t")
 
 
+def test_tables_in_markdown():
+    results = [
+        line("A", "dense", 60, error_eps=1.25),
+        line("C", "sparse", 30, error_eps=0.5),
+        line("gs(cpu)", "pattern", 10, share=0.5, limit="bytes", error_eps=2),
+        line("gs(cpu)", "pattern", 12, layout="rows", share=0.4, limit="bytes", error_eps=3),
+        line("gs(cpu)", "pattern", 2000, suite="lstm", steps=30, shape="a sentence", error_eps=0),
+        line(
+            "gs(cpu)",
+            "pattern",
+            1000,
+            suite="lstm",
+            steps=30,
+            shape="a sentence",
+            threads=2,
+            error_eps=0,
+        ),
+    ]
+    report = bench.summarise(results, CACHES) | {
+        "results": results, "machine": {"name": "a CPU", "cores": 2, "caches": CACHES}, "busy": 0.25,
+        "versions": {"numpy": "2"}, "blas": [], "date": "2026-01-02T00", "command": "gspattern bench",
+        "settings": {"clock": "cpu"},
+    }  # fmt: skip
+    text = bench.markdown(report)
+    assert "    gspattern bench\n\na CPU, 2 core(s), L1d 48 KiB," in text
+    assert "CPU times, the best of all batches; other programs had 25% of a core" in text
+    assert "### y = W x, float32, 1 thread(s)" in text
+    assert "| 90% | 1 | 7.2 | 6.0 (6.0) | yes | 50% | s | 3.0 (3.0) |" not in text  # 6 < 7.2
+    assert "| 90% | 1 | 7.2 | 6.0 (6.0) | no | 50% | s | 3.0 (3.0) |" in text
+    assert "| s: 4096x1024 | 90% | 60.0 / 30.0 / **10.0** (50%, bytes) |" in text
+    assert "at most 3.0 epsilon for all patterns, 1.2 epsilon for the libraries" in text
+    assert "| gs(cpu) | lstm | a sentence | 90% | 30 x 1 | 2 | 2,000 | 2.00 |" in text
+    for table in (part.splitlines() for part in text.split("\n\n") if part.startswith("|")):
+        assert len({row.count("|") for row in table}) == 1
+
+
 def test_scaling_is_of_long_products():
     results = [
         line("p", "pattern", 300),

@@ -21,6 +21,7 @@ except ModuleNotFoundError as error:
 
 from gspattern.bench.fairness import BenchError
 from gspattern.bench.layers import make_weights
+from gspattern.bench.markdown import markdown
 from gspattern.bench.runner import run
 from gspattern.bench.shapes import read_shapes
 from gspattern.bench.suites import QUICK, SETS, SUITES, Settings
@@ -36,6 +37,7 @@ __all__ = [
     "Settings",
     "alternate",
     "make_weights",
+    "markdown",
     "print_case",
     "print_report",
     "print_table",

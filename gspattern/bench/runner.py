@@ -98,6 +98,8 @@ class _Run:
         self.blas: list[str] = []
         self.busy: list[float] = []
         self.results: list[Result] = []
+        self.probes: dict[str, Any] = {}
+        self.overhead: dict[str, float] = {}
         self.interrupted = True
         self.before = before
         if before is not None:
@@ -119,19 +121,15 @@ class _Run:
         self.unfit |= before["unfit"]
         self.missing |= before["missing"]
         self.found |= before["peers"]
+        self.versions |= before["versions"]
+        self.blas = before["blas"]
 
     def run(self) -> dict[str, Any]:
         tasks = list(self._tasks())
-        self.probes: dict[str, Any] = {}
-        self.overhead: dict[str, float] = {}
         with tqdm(total=sum(len(each[-1]) for each in tasks), unit="case", disable=None) as bar:
             self.bar = bar
             try:
-                bar.set_description("probes")
-                for name in plans.backends():
-                    self.probes[name] = roofline.as_dict(roofline.probe(name))
-                with same_threads(1):
-                    self.overhead = call_overhead()
+                self._probe()
                 for name, shape, sparsity, cases in tasks:
                     self._layer(name, SUITES[name], shape, sparsity, cases)
                     self.save(self._report())
@@ -139,6 +137,16 @@ class _Run:
             except KeyboardInterrupt:
                 bar.write("interrupted: what is done is reported")
         return self._report()
+
+    def _probe(self) -> None:
+        if self.before is not None and self.before["overhead"]:
+            self.probes, self.overhead = self.before["probes"], self.before["overhead"]
+            return
+        self.bar.set_description("probes")
+        for name in plans.backends():
+            self.probes[name] = roofline.as_dict(roofline.probe(name))
+        with same_threads(1):
+            self.overhead = call_overhead()
 
     def _tasks(self) -> Iterator[tuple[str, Shape, float, list[tuple[int, int]]]]:
         """Suite, shape, sparsity, and the (threads, n) that are not done yet."""

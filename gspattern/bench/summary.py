@@ -9,12 +9,21 @@ from typing import Any
 from gspattern.bench.layers import DTYPES
 from gspattern.bench.suites import GOAL_PATTERN, SUITES
 
-__all__ = ["CASE", "THREADS_GOAL", "geometric_mean", "goal_of", "grouped", "summarise"]
+__all__ = [
+    "CASE",
+    "SPARSE_GOAL",
+    "THREADS_GOAL",
+    "geometric_mean",
+    "goal_of",
+    "grouped",
+    "summarise",
+]
 
 # Matrix products of at most FEW columns that stream from the same level as dense ones: no more than this of the ratio
 # of bytes is asked for.
 OF_BYTES = 0.9
 FEW = 5
+SPARSE_GOAL = 2.0  # times the fastest sparse library, on every shape
 THREADS_GOAL = 1.7  # two threads over one, for work above
 LONG = 200e-6  # seconds
 SHARE = 0.85  # of its own bound: a kernel that reaches it has done what it can
