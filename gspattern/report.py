@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -43,10 +44,39 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
+class DenseReport:
+    """One parameter that is not pruned.
+
+    Attributes
+    ----------
+    name : str
+        Of the parameter.
+    shape : tuple of int
+    nbytes : int
+    reason : str
+        Why it is dense.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    nbytes: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class Report:
-    """A table of pruned weights: iterate over its `rows`, or print it."""
+    """A table of pruned weights: iterate over its `rows`, or print it.
+
+    Attributes
+    ----------
+    rows : tuple of LayerReport
+        The weights that are pruned.
+    dense : tuple of DenseReport
+        All other parameters of the model, where there is one.
+    """
 
     rows: tuple[LayerReport, ...]
+    dense: tuple[DenseReport, ...] = ()
 
     def __iter__(self) -> Iterator[LayerReport]:
         return iter(self.rows)
@@ -105,7 +135,36 @@ class Report:
             for line in cells
         ]
         rule = "-" * max(map(len, text))
-        return "\n".join([text[0], rule, *text[1:-1], rule, text[-1]])
+        return "\n".join([text[0], rule, *text[1:-1], rule, text[-1], *self._dense_lines()])
+
+    def _dense_lines(self) -> list[str]:
+        """Dense matrices one by one; vectors, which are many and small, together for every reason."""
+        lines = []
+        vectors: dict[str, int] = {}
+        for row in self.dense:
+            if len(row.shape) < 2:
+                vectors[row.reason] = vectors.get(row.reason, 0) + 1
+            else:
+                shape = " x ".join(map(str, row.shape))
+                lines.append(f"dense: {row.name}, {shape}, {row.nbytes:,} bytes: {row.reason}")
+        lines += [f"dense: {count} vectors: {reason}" for reason, count in vectors.items()]
+        return lines
+
+    def to_json(self) -> str:
+        """All that the table says, as a JSON object with the members "pruned", "dense" and "total"."""
+        total = {
+            "sparsity": self.sparsity,
+            "nbytes": self.nbytes,
+            "dense_nbytes": self.dense_nbytes,
+        }
+        return json.dumps(
+            {
+                "pruned": [asdict(row) for row in self.rows],
+                "dense": [asdict(row) for row in self.dense],
+                "total": total,
+            },
+            indent=1,
+        )
 
 
 def kept_share(scores: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_]) -> float:

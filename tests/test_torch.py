@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 import logging
 import pickle
 
@@ -176,17 +177,17 @@ def test_criterion():
     model = mlp()
     seen = []
 
-    def last_columns(name, parameter):
-        seen.append((name, tuple(parameter.shape)))
-        return torch.arange(parameter.shape[1], dtype=torch.float32).expand_as(parameter)
+    def last_columns(name, weight, context):
+        seen.append((name, tuple(weight.shape), context.module.weight is weight, context.step))
+        return torch.arange(weight.shape[1], dtype=torch.float32).expand_as(weight)
 
     pruner = Pruner(model, "irregular", 0.5, criterion=last_columns)
-    assert seen == [("0.weight", (64, 48)), ("2.weight", (64, 64))]
+    assert seen == [("0.weight", (64, 48), False, 0), ("2.weight", (64, 64), False, 0)]
     mask = pruner.masks["0.weight"]
     assert mask[:, 24:].all()
     assert not mask[:, :24].any()
     with pytest.raises(ValueError, match=r"shape, \(64, 48\) for 0.weight, got \(64,\)"):
-        Pruner(mlp(), "irregular", 0.5, criterion=lambda name, p: p[:, 0].abs())
+        Pruner(mlp(), "irregular", 0.5, criterion=lambda name, w, _: w[:, 0].abs())
     with pytest.raises(ValueError, match="criterion must be"):
         Pruner(mlp(), "irregular", 0.5, criterion="magnitudes")
 
@@ -226,8 +227,9 @@ def test_compiled_model_keeps_its_masks():
     opt = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     pruner = Pruner(compiled, "gs(8,8)", 0.75, optimizer=opt)
     train(compiled, opt, pruner, 3)
+    assert list(pruner.masks) == ["0.weight", "2.weight"]  # the names of the model itself
     for name, mask in pruner.masks.items():
-        assert torch.count_nonzero(dict(compiled.named_parameters())[name][~mask]) == 0
+        assert torch.count_nonzero(model.get_parameter(name)[~mask]) == 0
 
 
 # ------------------------------------------------------------------- schedule
@@ -599,7 +601,18 @@ def test_report():
     text = str(report)
     assert "2.weight" in text
     assert f"{row.nbytes:,}" in text
-    assert text.splitlines()[-1].startswith("all")
+    assert any(line.startswith("all") for line in text.splitlines())
+    assert "dense: 4.weight, 5 x 64, 1,280 bytes: the last Linear" in text
+    assert "dense: 3 vectors: bias" in text
+    assert {row.name: row.reason for row in report.dense if "bias" not in row.name} == {
+        "4.weight": "the last Linear; include it by name to prune it"
+    }
+    listed = [row.name for row in report] + [row.name for row in report.dense]
+    assert sorted(listed) == sorted(name for name, _ in model.named_parameters())
+    read = json.loads(report.to_json())
+    assert read["pruned"][1]["nbytes"] == row.nbytes
+    assert read["dense"][-1] == {"name": "4.bias", "shape": [5], "nbytes": 20, "reason": "bias"}
+    assert read["total"]["dense_nbytes"] == 4 * (64 * 48 + 64 * 64)
 
 
 # -------------------------------------------------------------------- convert
@@ -835,14 +848,6 @@ def test_transformer_layers_run_after_they_were_converted(mask):
         y, expected = (m(x, src_key_padding_mask=padding) for m in (fast, model))
     used = slice(None) if padding is None else ~padding
     torch.testing.assert_close(y[used], expected[used], rtol=1e-4, atol=1e-5)
-
-
-def test_attention_keeps_its_output_dense_unless_it_is_named(caplog):
-    model = nn.Sequential(nn.TransformerEncoderLayer(64, 4, 64), nn.Linear(64, 64))
-    with caplog.at_level(logging.INFO, "gspattern"):
-        pruner = Pruner(model, "gs(16,16)", 0.8)
-    assert set(pruner.masks) == {"0.linear1.weight", "0.linear2.weight"}
-    assert "out_proj.weight stays dense: NonDynamicallyQuantizableLinear" in caplog.text
 
 
 @pytest.mark.filterwarnings("ignore")

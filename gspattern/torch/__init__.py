@@ -1,27 +1,39 @@
 """Pruning models of PyTorch, and running them with the kernels of gspattern."""
 
-from gspattern.report import LayerReport, Report
+from gspattern.report import DenseReport, LayerReport, Report
 from gspattern.torch.convert import convert
+from gspattern.torch.criteria import Context, Criterion, Magnitude, Movement, Snip, Taylor, Wanda
 from gspattern.torch.modules import GSLinear, matrices
 from gspattern.torch.pruner import Pruner, prune_
 from gspattern.torch.recurrent import GSGRU, GSLSTM, GSGRUCell, GSLSTMCell
-from gspattern.torch.schedules import Cubic, Schedule, cubic
+from gspattern.torch.schedules import Schedule, admm, cubic, iterative, linear, one_shot
 from gspattern.torch.targets import PrunedWeight
 
 __all__ = [
-    "Cubic",
+    "Context",
+    "Criterion",
+    "DenseReport",
     "GSGRU",
     "GSGRUCell",
     "GSLSTM",
     "GSLSTMCell",
     "GSLinear",
     "LayerReport",
+    "Magnitude",
+    "Movement",
     "PrunedWeight",
     "Pruner",
     "Report",
     "Schedule",
+    "Snip",
+    "Taylor",
+    "Wanda",
+    "admm",
     "convert",
     "cubic",
+    "iterative",
+    "linear",
     "matrices",
+    "one_shot",
     "prune_",
 ]
