@@ -280,6 +280,8 @@ def _squares(x: torch.Tensor) -> torch.Tensor:
 
 def _gatherer(module: nn.Module) -> Any:
     """What finds the squared inputs of a layer's weights, None for layers that nothing is known of."""
+    if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        return None  # attention reads its weight and never calls it
     if isinstance(module, nn.Linear):
         return _of_linear
     if isinstance(module, _ConvNd):
