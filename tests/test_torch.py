@@ -235,31 +235,6 @@ def test_compiled_model_keeps_its_masks():
 # ------------------------------------------------------------------- schedule
 
 
-def test_cubic_is_the_formula():
-    schedule = cubic(10, 50, every=8, initial=0.2)
-    for step in range(70):
-        expected = None
-        if step in (10, 18, 26, 34, 42, 50):
-            expected = 0.9 + (0.2 - 0.9) * (1 - (step - 10) / 40) ** 3
-        assert schedule(step, 0.9) == (None if expected is None else pytest.approx(expected))
-    assert schedule(50, 0.9) == 0.9
-    assert cubic(0, 7, every=5)(7, 0.5) == 0.5
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((5, 5), "0 <= start < end"),
-        ((-1, 5), "start=-1"),
-        ((0, 5, 0), "every must be at least 1"),
-        ((0, 5, 1, 1.0), "initial must be"),
-    ],
-)
-def test_cubic_refuses(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        cubic(*arguments)
-
-
 def test_gradual_pruning_follows_the_schedule():
     model = mlp()
     opt = OPTIMIZERS["adam"](model.parameters())

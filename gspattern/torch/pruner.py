@@ -376,9 +376,7 @@ class Pruner:
             if entry.bits is None:
                 continue
             parameter = entry.target.parameter
-            # The model may have been moved or cast since the mask was chosen.
-            if not is_sharded(entry.bits):
-                entry.bits = entry.bits.to(parameter.device, INTEGERS[parameter.element_size()])
+            self._follow(entry)
             _and(parameter, entry.bits)
             for value in states.get(parameter, {}).values():
                 if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
@@ -748,10 +746,19 @@ class Pruner:
         gradient = target.parameter.grad
         return Context(module, attribute, None if gradient is None else whole(gradient), self.steps)
 
+    def _follow(self, entry: _Entry) -> None:
+        """Move the mask to where the weight is: the model may have been moved or cast."""
+        weight = local(entry.target.parameter)
+        if entry.bits is not None and not is_sharded(entry.bits):
+            entry.bits = entry.bits.to(weight.device, INTEGERS[weight.element_size()])
+
     def _weight(self, entry: _Entry) -> torch.Tensor:
         """The values of a weight, together with those that its mask has dropped."""
         weight = entry.target.parameter.detach()
-        return weight if entry.saved is None else weight + entry.saved.to(weight.dtype)
+        if entry.bits is None or entry.saved is None:
+            return weight
+        self._follow(entry)
+        return torch.where(entry.bits != 0, weight, entry.saved.to(weight))
 
     @torch.no_grad()
     def _observe(self, target: Target, weight: torch.Tensor) -> None:
@@ -940,10 +947,7 @@ class Pruner:
 
     def _unmask(self, entry: _Entry) -> None:
         """Give the dropped weights back the values that they had, if these are still known."""
-        if entry.bits is not None and entry.saved is not None:
-            parameter = local(entry.target.parameter.detach())
-            bits, saved = local(entry.bits).to(parameter.device), local(entry.saved).to(parameter)
-            parameter.copy_(torch.where(bits != 0, parameter, saved))
+        entry.target.parameter.detach().copy_(self._weight(entry))
 
 
 def prune_(
