@@ -198,10 +198,7 @@ def find_targets(
     chosen, dense = [], {}
     for name, parameter in found.items():
         module = kinds[name]
-        own = isinstance(module, nn.Linear | _ConvNd) and type(module).__module__ not in (
-            "torch.nn.modules.linear",
-            "torch.nn.modules.conv",
-        )
+        own = not type(module).forward.__module__.startswith("torch.nn.modules.")
         if exclude is not None and _means(name, module, exclude):
             reason = "excluded"
         elif include is not None:
