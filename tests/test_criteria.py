@@ -85,7 +85,11 @@ def test_taylor_is_the_change_of_the_loss():
 
 def test_means_and_sums_of_gradients():
     weight = torch.tensor([[2.0, -3.0]])
-    gradients = [torch.tensor([[1.0, 1.0]]), torch.tensor([[-1.0, 3.0]]), torch.tensor([[0.5, 0.0]])]
+    gradients = [
+        torch.tensor([[1.0, 1.0]]),
+        torch.tensor([[-1.0, 3.0]]),
+        torch.tensor([[0.5, 0.0]]),
+    ]
     made = {"taylor": Taylor(decay=0.5), "snip": Snip(), "movement": Movement()}
     for criterion in made.values():
         for gradient in gradients:
@@ -143,7 +147,9 @@ def test_movement_follows_the_optimizer():
             assert torch.equal(mask, mask_of(total - total.min(), sparsity))
             dropped = torch.where(mask, 0.0, trained + dropped)
         assert before.shape == trained.shape
-    with pytest.raises(ValueError, match="criterion Taylor learns before every step.*give optimizer="):
+    with pytest.raises(
+        ValueError, match=r"criterion Taylor learns before every step.*give optimizer="
+    ):
         Pruner(mlp(), "irregular", 0.8, schedule=cubic(1, 2), criterion="taylor")
 
 
@@ -152,7 +158,11 @@ def test_a_criterion_that_learns_is_resumed():
         model = mlp()
         opt = torch.optim.Adam(model.parameters(), 1e-2)
         schedule = cubic(5, 20, every=5)
-        return model, opt, Pruner(model, "gs(8,8)", 0.75, opt, schedule=schedule, criterion="taylor")
+        return (
+            model,
+            opt,
+            Pruner(model, "gs(8,8)", 0.75, opt, schedule=schedule, criterion="taylor"),
+        )
 
     def run(model, opt, pruner, data):
         for x in data:

@@ -63,9 +63,7 @@ def one_process():
         sys.path.pop(0)
     model = script.make()
     opt = torch.optim.AdamW(model.parameters(), 1e-2)
-    pruner = Pruner(
-        model, script.PATTERN, 0.75, opt, schedule=cubic(1, 7, every=2, initial=0.25)
-    )
+    pruner = Pruner(model, script.PATTERN, 0.75, opt, schedule=cubic(1, 7, every=2, initial=0.25))
     for step in range(script.STEPS):
         opt.zero_grad()
         for rank in (0, 1):

@@ -130,7 +130,11 @@ def test_names_globs_and_types():
         ({"include": ["grouped"]}, ValueError, "grouped.weight cannot be pruned: its 4 groups"),
         ({"include": ["up.weight"]}, ValueError, "up.weight cannot be pruned: transposed"),
         ({"include": ["normed"]}, ValueError, "normed.weight cannot be pruned: it is parametrized"),
-        ({"include": [nn.Conv3d]}, ValueError, "include has Conv3d.*there are: Conv1d, Conv2d, GRU"),
+        (
+            {"include": [nn.Conv3d]},
+            ValueError,
+            "include has Conv3d.*there are: Conv1d, Conv2d, GRU",
+        ),
         ({"include": nn.Conv2d}, ValueError, r"did you mean \[Conv2d\]"),
         ({"include": [nn.Conv2d(4, 4, 1)]}, TypeError, "names or types of layers"),
         ({"exclude": [3]}, TypeError, "names or types of layers such as nn.Conv2d, got 3"),
@@ -163,5 +167,5 @@ def test_a_weight_that_is_parametrized_later_is_noticed():
     model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 4))
     pruner = Pruner(model, "gs(8,8)", 0.5)
     parametrizations.weight_norm(model[0])
-    with pytest.raises(RuntimeError, match="0.weight is no parameter any more"):
+    with pytest.raises(RuntimeError, match=r"0\.weight is no parameter any more"):
         pruner.step()

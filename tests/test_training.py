@@ -42,6 +42,7 @@ class Net(nn.Module):
 
 
 PRUNED = 10  # weights of it
+ENDS = ["stem", "head"]
 PATTERN = {"conv": "gs(8,2)", "linear": "gs(16,1)+scatter", "*": "gs(8,8)"}
 
 
@@ -96,9 +97,8 @@ def test_weights_are_zero_after_every_optimizer_step(optimizer):
     model = Net()
     keys = {key: value.shape for key, value in model.state_dict().items()}
     opt = OPTIMIZERS[optimizer](model.parameters())
-    pruner = Pruner(
-        model, PATTERN, 0.75, opt, schedule=cubic(2, 14, every=3, initial=0.25), include=["*"], exclude=["stem", "head"]
-    )  # fmt: skip
+    schedule = cubic(2, 14, every=3, initial=0.25)
+    pruner = Pruner(model, PATTERN, 0.75, opt, schedule=schedule, include=["*"], exclude=ENDS)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(opt, 20)
     start = {name: p.detach().clone() for name, p in model.named_parameters()}
     for i in range(20):
@@ -196,7 +196,7 @@ def test_a_step_that_the_scaler_skips_changes_no_mask():
 @pytest.mark.parametrize("to", [torch.bfloat16, torch.float64])
 def test_models_may_be_cast(to):
     model = Net()
-    pruner = Pruner(model, PATTERN, 0.75, schedule=one_shot(1), include=list(PATTERN), exclude=["stem", "head"])  # fmt: skip
+    pruner = Pruner(model, PATTERN, 0.75, schedule=one_shot(1), include=["*"], exclude=ENDS)
     pruner.step()
     masks = pruner.masks
     model.to(to)
@@ -262,7 +262,7 @@ def test_moving_averages_are_masked_on_demand():
 
 def test_a_bare_checkpoint_with_zeros():
     model = Net()
-    prune_(model, PATTERN, 0.75, include=list(PATTERN), exclude=["stem", "head"])
+    prune_(model, PATTERN, 0.75, include=["*"], exclude=ENDS)
     buffer = io.BytesIO()
     torch.save(model.state_dict(), buffer)
     buffer.seek(0)
@@ -270,7 +270,8 @@ def test_a_bare_checkpoint_with_zeros():
     fresh.load_state_dict(torch.load(buffer))
     opt = torch.optim.Adam(fresh.parameters(), 1e-2)
     pruner = Pruner.from_zeros(fresh, "irregular", opt)
-    assert set(pruner.masks) == {n for n, p in model.named_parameters() if p.ndim > 1 and n not in ("stem.weight", "head.weight")}  # fmt: skip
+    matrices = {name for name, p in model.named_parameters() if p.ndim > 1}
+    assert set(pruner.masks) == matrices - {"stem.weight", "head.weight"}
     for name, mask in pruner.masks.items():
         assert torch.equal(mask, model.get_parameter(name) != 0)
     reasons = {row.name: row.reason for row in pruner.report().dense}
@@ -342,7 +343,9 @@ def test_compiled_models_and_optimizer_steps_keep_masks():
 def test_one_pruner_for_a_weight():
     model = Net()
     first = Pruner(model, "gs(8,8)", 0.75, include=["linear", "lstm"])
-    with pytest.raises(ValueError, match=r"lstm.weight_ih_l0 is pruned by another Pruner: finalize\(\)"):
+    with pytest.raises(
+        ValueError, match=r"lstm.weight_ih_l0 is pruned by another Pruner: finalize\(\)"
+    ):
         Pruner(model, "gs(8,8)", 0.75)
     Pruner(model, "gs(8,8)", 0.75, include=["gru"])
     first.finalize()

@@ -144,7 +144,8 @@ def _layers(model: nn.Module, pattern: Patterns | None) -> dict[str, Chosen]:
     chosen: dict[str, Chosen] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         # A subclass with a forward of its own, or one whose weight others read, is not simply a product.
-        if type(module) is not nn.Linear and type(module) not in RECURRENT:
+        known = type(module) is nn.Linear or type(module) in RECURRENT
+        if not known or getattr(module, "proj_size", None):
             if carried(module):
                 logger.info("%s stays dense: %s is not converted", name, type(module).__name__)
             continue

@@ -310,19 +310,21 @@ def _of_convolution(module: _ConvNd, args: Any, kwargs: Any, names: Any) -> Any:
     x = x.to(torch.promote_types(x.dtype, torch.float32)).square()
     if x.ndim == dims + 1:
         x = x.unsqueeze(0)
-    pad = [amount for amount in module._reversed_padding_repeated_twice]
-    x = functional.pad(x, pad, "constant" if module.padding_mode == "zeros" else module.padding_mode)
+    pad = list(module._reversed_padding_repeated_twice)
+    x = functional.pad(
+        x, pad, "constant" if module.padding_mode == "zeros" else module.padding_mode
+    )
     channels = x.sum(dim=0).unsqueeze(1)  # [Ci, 1, ...]: every channel is a sample
     reach = [d * (k - 1) + 1 for d, k in zip(module.dilation, module.kernel_size, strict=True)]
     outputs = [
-        (size - r) // s + 1
-        for size, r, s in zip(x.shape[2:], reach, module.stride, strict=True)
+        (size - r) // s + 1 for size, r, s in zip(x.shape[2:], reach, module.stride, strict=True)
     ]
     ones = channels.new_ones(1, 1, *outputs)
     convolve = (functional.conv1d, functional.conv2d, functional.conv3d)[dims - 1]
     taps = convolve(channels, ones, stride=module.dilation, dilation=module.stride)
-    taps = taps[(slice(None), 0, *(slice(k) for k in module.kernel_size))]
-    yield "weight", taps
+    for dim, size in enumerate(module.kernel_size):
+        taps = taps.narrow(dim + 2, 0, size)
+    yield "weight", taps.squeeze(1)
 
 
 def _of_cell(module: nn.RNNCellBase, args: Any, kwargs: Any, names: Any) -> Any:
@@ -349,7 +351,7 @@ def _of_recurrent(module: nn.RNNBase, args: Any, kwargs: Any, names: Any) -> Any
     if module.batch_first:
         x = x.transpose(0, 1)
     directions = 2 if module.bidirectional else 1
-    options = {"proj_size": module.proj_size} if module.proj_size else {}
+    options: dict[str, Any] = {"proj_size": module.proj_size} if module.proj_size else {}
     for layer in range(module.num_layers):
         outputs = []
         for direction in range(directions):

@@ -174,6 +174,22 @@ class Pruner:
     ...     pruner.step()
     """
 
+    model: nn.Module
+    optimizer: torch.optim.Optimizer | None
+    sparsity: PerLayer | None
+    scope: str
+    schedule: Schedule | None
+    steps: int
+    _bare: nn.Module  # without what wraps it
+    _ranks: Ranks
+    _entries: list[_Entry]
+    _dense: dict[str, str]  # why each other parameter is dense
+    _initial: dict[str, torch.Tensor] | None
+    _finalized: bool
+    _handles: list[Any]  # of hooks on the optimiser
+    _applied: bool  # whether its step has masked the weights since the last step()
+    _versions: list[tuple[int, int]]  # of the parameters when they were masked last
+
     def __init__(
         self,
         model: nn.Module,
@@ -319,16 +335,12 @@ class Pruner:
 
     def penalty(self) -> torch.Tensor | float:
         """What to add to the loss: with the schedule `admm`, until its end, rho / 2 * |W - Z + U|^2; else 0."""
-        rho = getattr(self.schedule, "rho", None)
+        rho: float | None = getattr(self.schedule, "rho", None)
         drawn = [(e.target.parameter, e.goal) for e in self._entries if e.goal is not None]
         if rho is None or not drawn:
             return 0.0
-        total: torch.Tensor | float = 0.0
-        for parameter, goal in drawn:
-            total = total + (parameter - goal.to(parameter.dtype)).square().sum()
-        if isinstance(total, torch.Tensor) and is_sharded(total):
-            total = whole(total)
-        return total * (rho / 2)
+        distances = [(p - goal.to(p.dtype)).square().sum() for p, goal in drawn]
+        return torch.stack([whole(distance) for distance in distances]).sum() * (rho / 2)
 
     def step(self) -> None:
         """Call it after every `optimizer.step()`: chooses the masks anew on the steps of the schedule, and
@@ -596,11 +608,11 @@ class Pruner:
         self._bare = unwrapped(model)
         self._ranks = Ranks(group)
         self._finalized = False
-        self._entries: list[_Entry] = []
-        self._handles: list[Any] = []
+        self._entries = []
+        self._handles = []
         self._applied = False
-        self._versions: list[tuple[int, int]] = []
-        self._initial: dict[str, torch.Tensor] | None = None
+        self._versions = []
+        self._initial = None
         if rewindable:
             self._remember()
 
@@ -612,7 +624,9 @@ class Pruner:
         """Be the only Pruner of these weights, and follow the optimiser."""
         for target in targets:
             other = _claims.get(id(target.parameter))
-            if other is not None and any(e.target.parameter is target.parameter for e in other._entries):
+            if other is not None and any(
+                e.target.parameter is target.parameter for e in other._entries
+            ):
                 raise ValueError(
                     f"{target.name} is pruned by another Pruner: finalize() that one first, or exclude it here"
                 )  # fmt: skip

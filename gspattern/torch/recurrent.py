@@ -111,7 +111,7 @@ class GSRecurrent(Compact):
                 f"{cls.__name__} is made from torch.nn.{cls.dense.__name__}, got {type(layer).__name__}"
             )
         names = weights_of(layer)
-        if not names:
+        if getattr(layer, "proj_size", 0):
             raise ValueError("recurrent layers with projections (proj_size) stay dense")
         given = pattern if isinstance(pattern, Mapping) else dict.fromkeys(names, pattern)
         known = carried(layer)

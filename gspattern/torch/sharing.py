@@ -38,17 +38,18 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def is_sharded(tensor: torch.Tensor) -> bool:
+    """Whether this process holds only a part of a tensor."""
     return DTensor is not None and isinstance(tensor, DTensor)
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
     """What this process holds of a tensor, as a view."""
-    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined, no-any-return]
+    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """All of a tensor; of a shard all processes must ask at the same time."""
-    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined, no-any-return]
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def placed_like(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -56,7 +57,7 @@ def placed_like(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     if not is_sharded(like):
         return value.to(like.device)
     value = value.to(local(like).device)
-    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)  # type: ignore[attr-defined, no-any-return]
+    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)  # type: ignore[attr-defined]
 
 
 class Ranks:

@@ -1,7 +1,7 @@
 """What tests/test_sharing.py runs under torchrun: training with DistributedDataParallel or FSDP2, and checks.
 
-    torchrun --nproc-per-node 2 train_sharded.py agree FOLDER ddp-magnitude fsdp-taylor ...
-    torchrun --nproc-per-node 2 --max-restarts 1 train_sharded.py crash FOLDER
+torchrun --nproc-per-node 2 train_sharded.py agree FOLDER ddp-magnitude fsdp-taylor ...
+torchrun --nproc-per-node 2 --max-restarts 1 train_sharded.py crash FOLDER
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from gspattern.torch import Pruner, cubic
 from gspattern.torch.sharing import whole
 
 STEPS, CRASH = 9, 5
-PATTERN = {"1": "gs(8,2)", "*": "gs(16,1)+scatter"}  # groups of 4 and of 16 rows: they cross shards of 20
+PATTERN = {
+    "1": "gs(8,2)",
+    "*": "gs(16,1)+scatter",
+}  # groups of 4 and of 16 rows: they cross shards of 20
 
 
 def make():
@@ -73,9 +76,7 @@ def train(model, opt, pruner, first, last, saved=None):
 
 
 def whole_state(model):
-    return {
-        key.removeprefix("module."): whole(v).clone() for key, v in model.state_dict().items()
-    }
+    return {key.removeprefix("module."): whole(v).clone() for key, v in model.state_dict().items()}
 
 
 def differ(folder, rank):
