@@ -4,8 +4,9 @@
  *
  * The functions are made of the same IEEE operations for every instruction set and lane, so that an element of y does
  * not depend on where it lies. In units in the last place of the exact function of their argument, exp is within 1,
- * sigmoid and tanh within 2, silu within 3 while e^x is normal (x >= -87), gelu within 12: tests/test_spmm.py holds them
- * to it over all exponents. Polynomials are fits of our own, which benchmarks/fit_activations.py makes again. */
+ * sigmoid and tanh within 2, silu within 3 while e^x is normal (x >= -87), gelu within 12: tests/test_spmm.py
+ * holds them to it over all exponents. Polynomials are fits of our own, which benchmarks/fit_activations.py makes
+ * again. */
 #ifndef GSP_ACTIVATION_H
 #define GSP_ACTIVATION_H
 
