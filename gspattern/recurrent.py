@@ -34,7 +34,7 @@ LSTM = Cell(0, 4)
 GRU = Cell(1, 3)
 
 # As many samples, at most, have the sums of their inputs computed at once: see RUN_SAMPLES.
-_RUN_SAMPLES = 256
+_RUN_SAMPLES = 64
 
 
 # ------------------------------------------------------------------- weights

@@ -2,11 +2,18 @@
 #if defined(__aarch64__)
 #include "gsp_gates.h"
 
-void gspi_f32_lstm__neon(const gspi_gates *gates, int64_t first, int64_t last) {
+static void lstm(const gspi_gates *gates, int64_t first, int64_t last) {
     v_gates(gates, first, last, false);
 }
 
-void gspi_f32_gru__neon(const gspi_gates *gates, int64_t first, int64_t last) {
+static void gru(const gspi_gates *gates, int64_t first, int64_t last) {
     v_gates(gates, first, last, true);
 }
+
+static void turn(const void *from, int64_t from_line, int64_t rows, int64_t cols, void *to,
+                 int64_t to_line) {
+    v_turn(from, from_line, rows, cols, to, to_line);
+}
+
+const gspi_cell_kernels gspi_f32_cells__neon = {lstm, gru, turn};
 #endif

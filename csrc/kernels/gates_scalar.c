@@ -3,45 +3,57 @@
 
 #include "gsp_recurrent.h"
 
-#define GATES(name, type, exp_, tanh_)                                                             \
-    static type sigmoid_##name(type x) { return 1 / (1 + exp_(-x)); }                              \
-    void gspi_##name##_lstm__scalar(const gspi_gates *of, int64_t first, int64_t last) {           \
-        const int64_t hidden = of->hidden;                                                         \
-        const type *bias = of->bias;                                                               \
-        for (int64_t sample = first; sample < last; sample++) {                                    \
-            const type *a = (const type *)of->input + sample * 4 * hidden;                         \
-            const type *b = (const type *)of->product + sample * 4 * hidden;                       \
-            type *h = (type *)of->h + sample * hidden, *c = (type *)of->c + sample * hidden;       \
-            type *y = (type *)of->y + sample * of->y_sample;                                       \
-            for (int64_t unit = 0; unit < hidden; unit++) {                                        \
-                type sum[4];                                                                       \
-                for (int64_t gate = 0; gate < 4; gate++) {                                         \
-                    const int64_t at = gate * hidden + unit;                                       \
-                    sum[gate] = a[at] + bias[at] + b[at];                                          \
-                }                                                                                  \
-                c[unit] =                                                                          \
-                    sigmoid_##name(sum[1]) * c[unit] + sigmoid_##name(sum[0]) * tanh_(sum[2]);     \
-                y[unit] = h[unit] = sigmoid_##name(sum[3]) * tanh_(c[unit]);                       \
-            }                                                                                      \
-        }                                                                                          \
-    }                                                                                              \
-    void gspi_##name##_gru__scalar(const gspi_gates *of, int64_t first, int64_t last) {            \
-        const int64_t hidden = of->hidden;                                                         \
-        const type *bias = of->bias;                                                               \
-        for (int64_t sample = first; sample < last; sample++) {                                    \
-            const type *a = (const type *)of->input + sample * 3 * hidden;                         \
-            const type *b = (const type *)of->product + sample * 3 * hidden;                       \
-            type *h = (type *)of->h + sample * hidden;                                             \
-            type *y = (type *)of->y + sample * of->y_sample;                                       \
-            for (int64_t unit = 0; unit < hidden; unit++) {                                        \
-                const int64_t at_z = hidden + unit, at_n = 2 * hidden + unit;                      \
-                const type r = sigmoid_##name(a[unit] + bias[unit] + b[unit]);                     \
-                const type z = sigmoid_##name(a[at_z] + bias[at_z] + b[at_z]);                     \
-                const type n = tanh_(a[at_n] + bias[at_n] + r * (b[at_n] + bias[at_n + hidden]));  \
-                y[unit] = h[unit] = n + z * (h[unit] - n);                                         \
-            }                                                                                      \
-        }                                                                                          \
-    }
+/* How far number `unit` of a line of samples, or number `sample` of a line of units, is. */
+static int64_t at(const gspi_gates *of, int64_t line, int64_t sample, int64_t unit) {
+    return of->by_unit ? unit * line + sample : sample * line + unit;
+}
 
-GATES(f64, double, exp, tanh)
-GATES(f32, float, expf, tanhf)
+#define CELLS(name, type, exp_, tanh_)                                                             \
+    static type sigmoid_##name(type x) { return 1 / (1 + exp_(-x)); }                              \
+    /* input + bias, and the product, of gate k */                                                 \
+    static void sums_##name(const gspi_gates *of, int64_t sample, int64_t unit, int64_t k,         \
+                            type *input, type *product) {                                          \
+        const int64_t row = k * of->hidden + unit;                                                 \
+        *input = ((const type *)of->input)[at(of, of->input_line, sample, row)] +                  \
+                 ((const type *)of->bias)[row];                                                    \
+        *product = ((const type *)of->product)[at(of, of->product_line, sample, row)];             \
+    }                                                                                              \
+    static void gates_##name(const gspi_gates *of, int64_t first, int64_t last, bool gru) {        \
+        const int64_t units = of->by_unit ? last : of->hidden;                                     \
+        const int64_t samples = of->by_unit ? of->samples : last;                                  \
+        for (int64_t sample = of->by_unit ? 0 : first; sample < samples; sample++)                 \
+            for (int64_t unit = of->by_unit ? first : 0; unit < units; unit++) {                   \
+                const int64_t place = at(of, of->state_line, sample, unit);                        \
+                type *h = (type *)of->h + place, a[4], b[4];                                       \
+                for (int64_t k = 0; k < (gru ? 3 : 4); k++)                                        \
+                    sums_##name(of, sample, unit, k, &a[k], &b[k]);                                \
+                if (gru) {                                                                         \
+                    const type r = sigmoid_##name(a[0] + b[0]), z = sigmoid_##name(a[1] + b[1]);   \
+                    const type more = ((const type *)of->bias)[3 * of->hidden + unit];             \
+                    const type n = tanh_(a[2] + r * (b[2] + more));                                \
+                    *h = n + z * (*h - n);                                                         \
+                } else {                                                                           \
+                    type *c = (type *)of->c + place;                                               \
+                    *c = sigmoid_##name(a[1] + b[1]) * *c +                                        \
+                         sigmoid_##name(a[0] + b[0]) * tanh_(a[2] + b[2]);                         \
+                    *h = sigmoid_##name(a[3] + b[3]) * tanh_(*c);                                  \
+                }                                                                                  \
+                ((type *)of->y)[sample * of->y_sample + unit] = *h;                                \
+            }                                                                                      \
+    }                                                                                              \
+    static void lstm_##name(const gspi_gates *of, int64_t first, int64_t last) {                   \
+        gates_##name(of, first, last, false);                                                      \
+    }                                                                                              \
+    static void gru_##name(const gspi_gates *of, int64_t first, int64_t last) {                    \
+        gates_##name(of, first, last, true);                                                       \
+    }                                                                                              \
+    static void turn_##name(const void *from, int64_t from_line, int64_t rows, int64_t cols,       \
+                            void *to, int64_t to_line) {                                           \
+        for (int64_t row = 0; row < rows; row++)                                                   \
+            for (int64_t col = 0; col < cols; col++)                                               \
+                ((type *)to)[col * to_line + row] = ((const type *)from)[row * from_line + col];   \
+    }                                                                                              \
+    const gspi_cell_kernels gspi_##name##_cells__scalar = {lstm_##name, gru_##name, turn_##name};
+
+CELLS(f64, double, exp, tanh)
+CELLS(f32, float, expf, tanhf)

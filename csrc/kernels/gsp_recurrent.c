@@ -5,23 +5,33 @@
  *             for every step of the run:          product = W_hh h
  *                                                 h, c = gates(input of the step + product + bias);  y = h
  *
- * A run has some 256 samples: enough that W_ih is loaded seldom, and few enough that the sums stay in the caches. The
- * states h and c of the layer are the arrays h_n and c_n of the caller: a sequence that has ended is not touched
- * any more, one that has not begun has its h0 and c0 there. Layers write to y and to a like array of the workspace in
- * turn, so that the last one ends in y. */
+ * A run has 64 samples, a tile of SpMM, or one step: few enough that their sums are still in the second cache when the
+ * steps take them. A sequence that has ended keeps its state, one that has not begun has its h0 and c0 there. Layers
+ * write to y and to a like array of the workspace in turn, so that the last one ends in y.
+ *
+ * With a plan of W_hh for few samples, sums and states lie sample by sample; the states are h_n and c_n themselves.
+ * With one for columns they lie unit by unit, as SpMM adds them up: x is turned once for a run, and h on its way to y,
+ * so that four times as many sums need not be. */
 #include "gsp_recurrent.h"
 
 /* Samples of one input product. */
-#define RUN_SAMPLES 256
+#define RUN_SAMPLES 64
+
+/* Parts of the workspace: where each begins, in bytes. */
+typedef struct {
+    size_t bytes;
+    size_t x, input, product, bias, h, c, between;
+} parts;
 
 typedef struct {
     const gsp_recurrent *recurrent;
     const gsp_sequences *sequences;
     int64_t gates, hidden;
     int64_t samples, most; /* in all, and in one run of steps */
+    bool by_unit;
+    int64_t run_line, batch_line; /* by_unit: numbers from unit to unit, of a run and of a step */
     size_t size; /* of a number */
-    size_t bytes; /* of the workspace, and where its parts begin */
-    size_t input, product, bias, between;
+    parts at;
 } shape;
 
 static int64_t batch_of(const gsp_sequences *sequences, int64_t step) {
@@ -66,6 +76,7 @@ static gsp_status check_weights(shape *s) {
     s->gates = recurrent->cell == GSP_LSTM ? 4 : 3;
     s->hidden = recurrent->weights[0].hidden->matrix.cols;
     s->size = first->matrix.dtype == GSP_FLOAT64 ? sizeof(double) : sizeof(float);
+    s->by_unit = recurrent->weights[0].hidden->entry->op == GSPI_SPMM;
     for (int64_t i = 0; i < recurrent->layers * recurrent->directions; i++) {
         const int64_t features =
             i < recurrent->directions ? first->matrix.cols : recurrent->directions * s->hidden;
@@ -78,29 +89,46 @@ static gsp_status check_weights(shape *s) {
                       GSP_ERROR_DTYPE);
             GSP_CHECK(plans[j]->context == first->context, GSP_ERROR_SHAPE);
         }
+        GSP_CHECK((plans[1]->entry->op == GSPI_SPMM) == s->by_unit, GSP_ERROR_SHAPE);
     }
     return GSP_OK;
 }
 
-/* Adds a part of so many numbers to the workspace; false if it is too large. */
-static bool add_part(shape *s, int64_t a, int64_t b, int64_t c, size_t *begin) {
+/* Adds rows of so many numbers to the workspace; false if it is too large. */
+static bool add_part(shape *s, int64_t rows, int64_t line, size_t *begin) {
     size_t bytes;
-    *begin = s->bytes;
-    return gspi_mul((size_t)a, (size_t)b, &bytes) && gspi_mul(bytes, (size_t)c, &bytes) &&
-           gspi_mul(bytes, s->size, &bytes) && gspi_add(bytes, 63, &bytes) &&
-           gspi_add(s->bytes, bytes & ~(size_t)63, &s->bytes);
+    *begin = s->at.bytes;
+    return gspi_mul((size_t)rows, (size_t)line, &bytes) && gspi_mul(bytes, s->size, &bytes) &&
+           gspi_add(bytes, 63, &bytes) && gspi_add(s->at.bytes, bytes & ~(size_t)63, &s->at.bytes);
 }
+
+/* A line of whole registers. */
+static int64_t whole(int64_t count) { return gspi_ceil_div(count, 16) * 16; }
 
 static gsp_status measure(const gsp_recurrent *recurrent, const gsp_sequences *sequences,
                           shape *s) {
     *s = (shape){.recurrent = recurrent, .sequences = sequences};
     GSP_TRY(check_weights(s));
     GSP_TRY(check_sequences(s));
+    const int64_t directions = recurrent->directions, hidden = s->hidden;
+    const int64_t sums = s->gates * hidden, batch = sequences->batch;
+    int64_t features = 0, states = 0;
+    if (s->by_unit) {
+        /* An odd number of cache lines, so that units do not fall on one another in the cache. */
+        s->run_line = whole(s->most) | 16;
+        s->batch_line = whole(batch);
+        features = recurrent->weights[0].input->matrix.cols;
+        if (recurrent->layers > 1) features = gspi_max(features, directions * hidden);
+        states = hidden;
+    }
     const int64_t between = recurrent->layers > 1 ? s->samples : 0;
-    GSP_CHECK(add_part(s, s->most, s->gates, s->hidden, &s->input) &&
-                  add_part(s, sequences->batch, s->gates, s->hidden, &s->product) &&
-                  add_part(s, 1, 4, s->hidden, &s->bias) &&
-                  add_part(s, between, recurrent->directions, s->hidden, &s->between),
+    GSP_CHECK(add_part(s, features, s->run_line, &s->at.x) &&
+                  add_part(s, sums, s->by_unit ? s->run_line : s->most, &s->at.input) &&
+                  add_part(s, sums, s->by_unit ? s->batch_line : batch, &s->at.product) &&
+                  add_part(s, 4, hidden, &s->at.bias) &&
+                  add_part(s, states, s->batch_line, &s->at.h) &&
+                  add_part(s, states, s->batch_line, &s->at.c) &&
+                  add_part(s, between, directions * hidden, &s->at.between),
               GSP_ERROR_SHAPE);
     return GSP_OK;
 }
@@ -109,7 +137,7 @@ gsp_status gsp_recurrent_workspace(const gsp_recurrent *recurrent, const gsp_seq
                                    size_t *bytes) {
     shape s;
     GSP_TRY(measure(recurrent, sequences, &s));
-    *bytes = s.bytes;
+    *bytes = s.at.bytes;
     return GSP_OK;
 }
 
@@ -137,56 +165,113 @@ static void add_biases(const shape *s, const gsp_recurrent_layer *layer, void *s
     else add_biases_f32(layer, together, apart, sum);
 }
 
-static gspi_gates_kernel *gates_kernel(const shape *s, const gsp_plan *plan) {
-    const bool lstm = s->recurrent->cell == GSP_LSTM;
-    if (s->size == sizeof(double)) return lstm ? gspi_f64_lstm__scalar : gspi_f64_gru__scalar;
+static const gspi_cell_kernels *cell_kernels(const shape *s, const gsp_plan *plan) {
+    if (s->size == sizeof(double)) return &gspi_f64_cells__scalar;
     switch (plan->entry->backend) {
 #ifdef GSP_HAVE_AVX512
-    case GSP_AVX512: return lstm ? gspi_f32_lstm__avx512 : gspi_f32_gru__avx512;
+    case GSP_AVX512: return &gspi_f32_cells__avx512;
 #endif
 #ifdef GSP_HAVE_AVX2
-    case GSP_AVX2: return lstm ? gspi_f32_lstm__avx2 : gspi_f32_gru__avx2;
+    case GSP_AVX2: return &gspi_f32_cells__avx2;
 #endif
 #ifdef GSP_HAVE_NEON
-    case GSP_NEON: return lstm ? gspi_f32_lstm__neon : gspi_f32_gru__neon;
+    case GSP_NEON: return &gspi_f32_cells__neon;
 #endif
-    default: return lstm ? gspi_f32_lstm__scalar : gspi_f32_gru__scalar;
+    default: return &gspi_f32_cells__scalar;
     }
 }
 
-/* One layer in one direction: x [samples][features] -> y [samples], y_sample numbers apart. */
-static gsp_status run_layer(const shape *s, const gsp_recurrent_layer *layer, bool backward,
-                            const char *x, char *workspace, gspi_gates *state) {
-    const gsp_sequences *sequences = s->sequences;
-    const int64_t size = (int64_t)s->size, width = s->gates * s->hidden;
-    const int64_t features = layer->input->matrix.cols;
-    const gsp_strides across = {1, features, 1, width}, again = {1, s->hidden, 1, width};
-    char *input = workspace + s->input, *y = state->y;
-    gspi_gates_kernel *gates = gates_kernel(s, layer->hidden);
-    state->product = workspace + s->product;
-    state->bias = workspace + s->bias;
-    add_biases(s, layer, workspace + s->bias);
-    int64_t step = backward ? sequences->steps - 1 : 0, at = backward ? s->samples : 0;
-    for (int64_t left = sequences->steps, steps; left > 0; left -= steps) {
-        const int64_t count = measure_run(sequences, step, backward, &steps);
-        const int64_t first = backward ? at - count : at;
-        GSP_TRY(
-            gsp_multiply(layer->input, x + first * features * size, count, &across, input, NULL));
-        for (int64_t i = 0; i < steps; i++, step += backward ? -1 : 1) {
-            const int64_t batch = batch_of(sequences, step);
-            if (backward) at -= batch;
-            GSP_TRY(
-                gsp_multiply(layer->hidden, state->h, batch, &again, workspace + s->product, NULL));
-            state->input = input + (at - first) * width * size;
-            state->y = y + at * state->y_sample * size;
-            gates(state, 0, batch);
-            if (!backward) at += batch;
-        }
+/* One layer in one direction. */
+typedef struct {
+    const shape *s;
+    const gsp_recurrent_layer *weights;
+    const gspi_cell_kernels *kernels;
+    bool backward;
+    const char *x; /* [samples][features] */
+    char *y; /* [samples], y_sample numbers apart */
+    int64_t y_sample;
+    char *h, *c; /* where the caller has the states, [batch][hidden] */
+    char *workspace;
+} layer_work;
+
+/* input = W_ih x of `count` samples from `first` on. */
+static gsp_status multiply_input(const layer_work *w, int64_t first, int64_t count) {
+    const shape *s = w->s;
+    const gsp_plan *plan = w->weights->input;
+    const int64_t features = plan->matrix.cols;
+    const char *x = w->x + first * features * (int64_t)s->size;
+    gsp_strides strides = {1, features, 1, s->gates * s->hidden};
+    if (s->by_unit) strides.y_row = s->run_line, strides.y_sample = 1;
+    if (s->by_unit && plan->entry->op == GSPI_SPMM) {
+        w->kernels->turn(x, features, count, features, w->workspace + s->at.x, s->run_line);
+        x = w->workspace + s->at.x;
+        strides.x_col = s->run_line, strides.x_sample = 1;
     }
+    return gsp_multiply(plan, x, count, &strides, w->workspace + s->at.input, NULL);
+}
+
+/* One step of `batch` samples, whose sums begin `input` samples into those of the run, and h goes to sample `at` of y. */
+static gsp_status run_step(const layer_work *w, gspi_gates *gates, int64_t batch, int64_t input,
+                           int64_t at) {
+    const shape *s = w->s;
+    const int64_t size = (int64_t)s->size, width = s->gates * s->hidden;
+    const gsp_strides strides = s->by_unit ? (gsp_strides){s->batch_line, 1, s->batch_line, 1}
+                                           : (gsp_strides){1, s->hidden, 1, width};
+    GSP_TRY(gsp_multiply(w->weights->hidden, gates->h, batch, &strides,
+                         w->workspace + s->at.product, NULL));
+    gates->samples = batch;
+    gates->input = w->workspace + s->at.input + input * (s->by_unit ? 1 : width) * size;
+    gates->y = w->y + at * w->y_sample * size;
+    (s->gates == 4 ? w->kernels->lstm : w->kernels->gru)(gates, 0, s->by_unit ? s->hidden : batch);
     return GSP_OK;
 }
 
-/* The state before the first step, to where the state is kept. */
+/* Turns a state of the caller to where the steps want it, or back. */
+static void turn_state(const layer_work *w, char *state, char *kept, bool back) {
+    const shape *s = w->s;
+    if (state == NULL || state == kept) return;
+    const int64_t batch = s->sequences->batch;
+    if (back) w->kernels->turn(kept, s->batch_line, s->hidden, batch, state, s->hidden);
+    else w->kernels->turn(state, s->hidden, batch, s->hidden, kept, s->batch_line);
+}
+
+static gsp_status run_layer(const layer_work *w) {
+    const shape *s = w->s;
+    const gsp_sequences *sequences = s->sequences;
+    const int64_t width = s->gates * s->hidden;
+    add_biases(s, w->weights, w->workspace + s->at.bias);
+    gspi_gates gates = {
+        .hidden = s->hidden,
+        .by_unit = s->by_unit,
+        .product = w->workspace + s->at.product,
+        .bias = w->workspace + s->at.bias,
+        .h = s->by_unit ? w->workspace + s->at.h : w->h,
+        .c = s->by_unit ? w->workspace + s->at.c : w->c,
+        .input_line = s->by_unit ? s->run_line : width,
+        .product_line = s->by_unit ? s->batch_line : width,
+        .state_line = s->by_unit ? s->batch_line : s->hidden,
+        .y_sample = w->y_sample,
+    };
+    turn_state(w, w->h, gates.h, false);
+    turn_state(w, w->c, gates.c, false);
+    int64_t step = w->backward ? sequences->steps - 1 : 0, at = w->backward ? s->samples : 0;
+    for (int64_t left = sequences->steps, steps; left > 0; left -= steps) {
+        const int64_t count = measure_run(sequences, step, w->backward, &steps);
+        const int64_t first = w->backward ? at - count : at;
+        GSP_TRY(multiply_input(w, first, count));
+        for (int64_t i = 0; i < steps; i++, step += w->backward ? -1 : 1) {
+            const int64_t batch = batch_of(sequences, step);
+            if (w->backward) at -= batch;
+            GSP_TRY(run_step(w, &gates, batch, at - first, at));
+            if (!w->backward) at += batch;
+        }
+    }
+    turn_state(w, w->h, gates.h, true);
+    turn_state(w, w->c, gates.c, true);
+    return GSP_OK;
+}
+
+/* The state before the first step, to where the caller has the last one. */
 static void begin(void *state, const void *first, size_t bytes) {
     if (first == NULL) gspi_clear(state, bytes);
     else if (first != state) gspi_copy_bytes(state, first, bytes);
@@ -197,25 +282,30 @@ gsp_status gsp_recurrent_run(const gsp_recurrent *recurrent, const gsp_sequences
     shape s;
     GSP_TRY(measure(recurrent, sequences, &s));
     const int64_t layers = recurrent->layers, directions = recurrent->directions;
-    const size_t state_bytes = (size_t)(sequences->batch * s.hidden) * s.size;
-    const size_t all = (size_t)(layers * directions) * state_bytes;
+    const size_t state = (size_t)(sequences->batch * s.hidden) * s.size;
+    const size_t all = (size_t)(layers * directions) * state;
     const bool lstm = recurrent->cell == GSP_LSTM;
     begin(sequences->h_n, sequences->h0, all);
     if (lstm) begin(sequences->c_n, sequences->c0, all);
-    char *const turns[] = {sequences->y, (char *)workspace + s.between};
+    char *const turns[] = {sequences->y, (char *)workspace + s.at.between};
     const char *x = sequences->x;
     for (int64_t layer = 0; layer < layers; layer++) {
         char *y = turns[(layers - 1 - layer) % 2];
         for (int64_t direction = 0; direction < directions; direction++) {
             const int64_t i = layer * directions + direction;
-            gspi_gates state = {
-                .hidden = s.hidden,
-                .h = (char *)sequences->h_n + (size_t)i * state_bytes,
-                .c = lstm ? (char *)sequences->c_n + (size_t)i * state_bytes : NULL,
+            const layer_work work = {
+                .s = &s,
+                .weights = &recurrent->weights[i],
+                .kernels = cell_kernels(&s, recurrent->weights[i].hidden),
+                .backward = direction == 1,
+                .x = x,
                 .y = y + (size_t)(direction * s.hidden) * s.size,
                 .y_sample = directions * s.hidden,
+                .h = (char *)sequences->h_n + (size_t)i * state,
+                .c = lstm ? (char *)sequences->c_n + (size_t)i * state : NULL,
+                .workspace = workspace,
             };
-            GSP_TRY(run_layer(&s, &recurrent->weights[i], direction == 1, x, workspace, &state));
+            GSP_TRY(run_layer(&work));
         }
         x = y;
     }
