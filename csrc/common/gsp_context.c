@@ -1,7 +1,15 @@
 /* Memory and threads of a context, and the texts of the statuses. */
+#if defined(__linux__)
+#define _DEFAULT_SOURCE /* madvise */
+#else
+#define _POSIX_C_SOURCE 200809L
+#endif
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include "gsp_pool.h"
 
@@ -37,8 +45,19 @@ const char *gsp_status_text(gsp_status status) {
     return "unknown status";
 }
 
+/* Large plans are read from end to end, and large scratch is written once: pages of 2 MiB save most page faults of
+ * the latter and most misses of the TLB of the former. */
+#define HUGE_PAGE ((size_t)2 << 20)
+
 static void *default_allocate(void *user, size_t bytes) {
     (void)user;
+#if defined(MADV_HUGEPAGE)
+    void *memory;
+    if (bytes >= 2 * HUGE_PAGE && posix_memalign(&memory, HUGE_PAGE, bytes) == 0) {
+        (void)madvise(memory, bytes, MADV_HUGEPAGE); /* a wish */
+        return memory;
+    }
+#endif
     return malloc(bytes);
 }
 

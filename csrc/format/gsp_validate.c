@@ -3,10 +3,14 @@
  * A rule is one status, and rules are checked in this order: pattern, shape, dtype, lengths, row_order,
  * scales, indptr; then, unit by unit, padding, range of indices, order, banks; and at last duplicates.
  * What a rule reads was made safe to read by those before it. That slot s of a bundle belongs to row
- * s / per_row needs no check, so banks that differ make the row and bank sums of the theorem hold. */
+ * s / per_row needs no check, so banks that differ make the row and bank sums of the theorem hold.
+ *
+ * Nearly all matrices are valid, and all are checked when they are read and for every plan. So a rule is first checked
+ * for a row or a bundle as a whole, without a branch for each index; where it is broken, a second loop finds the place. */
 #include <math.h>
 
 #include "gsp_format.h"
+#include "gsp_visit.h"
 
 typedef struct {
     const gsp_matrix *matrix;
@@ -106,18 +110,58 @@ static gsp_status check_empty(const check *work, uint64_t first, uint64_t count)
     return fail(work, GSP_ERROR_PADDING, "values", first, 0, 0);
 }
 
+/* Whether indices [first, first + count) are all below `limit`. */
+GSPI_INLINE bool are_below(const gsp_matrix *matrix, uint64_t first, uint64_t count, uint32_t limit,
+                           uint32_t bytes) {
+    uint32_t above = 0;
+    for (uint64_t i = first; i < first + count; i++)
+        above |= gspi_index(matrix->indices, i, bytes) >= limit;
+    return above == 0;
+}
+
 /* A bundle of a group of one row: an index is a place in the bank of its slot. */
 static gsp_status check_places(const check *work, uint64_t unit) {
     const gsp_matrix *matrix = work->matrix;
-    const int64_t banks = matrix->pattern.banks, narrow = matrix->cols / banks;
-    for (int64_t b = 0; b < banks; b++) {
-        const uint64_t slot = unit * (uint64_t)banks + (uint64_t)b;
-        const int64_t place = gspi_index(matrix->indices, slot, matrix->index_bytes);
-        if (place < narrow) continue; /* every bank is as wide as that, or wider by one */
-        const int64_t width = gsp_bank_width(&matrix->pattern, matrix->cols, b);
-        if (place >= width) return fail(work, GSP_ERROR_INDEX, "indices", slot, place, width);
+    const uint64_t banks = matrix->pattern.banks, first = unit * banks;
+    /* Every bank is as wide as that, or wider by one. */
+    const uint32_t narrow = (uint32_t)(matrix->cols / (int64_t)banks);
+    switch (matrix->index_bytes) {
+    case 1:
+        if (are_below(matrix, first, banks, narrow, 1)) return GSP_OK;
+        break;
+    case 2:
+        if (are_below(matrix, first, banks, narrow, 2)) return GSP_OK;
+        break;
+    default:
+        if (are_below(matrix, first, banks, narrow, 4)) return GSP_OK;
+        break;
+    }
+    for (uint64_t b = 0; b < banks; b++) {
+        const int64_t place = gspi_index(matrix->indices, first + b, matrix->index_bytes);
+        const int64_t width = gsp_bank_width(&matrix->pattern, matrix->cols, (int64_t)b);
+        if (place >= width) return fail(work, GSP_ERROR_INDEX, "indices", first + b, place, width);
     }
     return GSP_OK;
+}
+
+/* Whether slots [first, first + used) of a bundle keep the rules, for 2, 4, ..., 64 interleaved banks. */
+GSPI_INLINE bool is_bundle(const gsp_matrix *matrix, uint64_t first, int64_t used, int64_t per_row,
+                           uint32_t bytes) {
+    const uint32_t low_bits = matrix->pattern.banks - 1;
+    const int64_t cols = matrix->cols;
+    uint64_t held = 0, wrong = 0;
+    for (int64_t s = 0; s < used;) {
+        uint64_t row = 0; /* banks of this row */
+        for (int64_t i = 0; i < per_row; i++, s++) {
+            const uint32_t col = gspi_index(matrix->indices, first + (uint64_t)s, bytes);
+            const uint64_t bank = (uint64_t)1 << (col & low_bits);
+            wrong |= (col >= cols) | (row > bank);
+            wrong |= held & bank;
+            held |= bank;
+            row |= bank;
+        }
+    }
+    return wrong == 0;
 }
 
 /* A bundle of a group of several rows. `held` [banks] notes the unit that used a bank last, plus 1. */
@@ -130,59 +174,86 @@ static gsp_status check_bundle(const check *work, uint64_t unit, int64_t rows, u
         const uint32_t col = gspi_index(matrix->indices, first + (uint64_t)s, matrix->index_bytes);
         if (col != 0) return fail(work, GSP_ERROR_PADDING, "indices", first + (uint64_t)s, col, 0);
     }
-    GSP_TRY(check_empty(work, first + (uint64_t)used, (uint64_t)(count - used)));
-    /* A remainder without a division, for the most common patterns. */
-    const uint32_t low_bits = matrix->pattern.banks - 1;
-    const bool interleaved =
-        matrix->pattern.layout == GSP_INTERLEAVED && (matrix->pattern.banks & low_bits) == 0;
+    if (used < count) GSP_TRY(check_empty(work, first + (uint64_t)used, (uint64_t)(count - used)));
+    if (matrix->pattern.layout == GSP_INTERLEAVED && count <= 64 && (count & (count - 1)) == 0) {
+        /* Compiled for the most common patterns. */
+        if (matrix->index_bytes != 2) {
+            if (is_bundle(matrix, first, used, per_row, 4)) return GSP_OK;
+        } else if (per_row == 1) {
+            if (is_bundle(matrix, first, used, 1, 2)) return GSP_OK;
+        } else if (is_bundle(matrix, first, used, per_row, 2)) {
+            return GSP_OK;
+        }
+    }
     int64_t before = -1; /* bank of the slot before, in the same row */
     for (int64_t s = 0; s < used; s++) {
         const uint64_t slot = first + (uint64_t)s;
         const uint32_t col = gspi_index(matrix->indices, slot, matrix->index_bytes);
         if (col >= matrix->cols)
             return fail(work, GSP_ERROR_INDEX, "indices", slot, col, matrix->cols);
-        const int64_t bank =
-            interleaved ? col & low_bits : gsp_bank_of(&matrix->pattern, matrix->cols, col);
+        const int64_t bank = gsp_bank_of(&matrix->pattern, matrix->cols, col);
         if (held[bank] == unit + 1) return fail(work, GSP_ERROR_BANKS, "indices", slot, col, bank);
         held[bank] = unit + 1;
-        if (per_row > 1 && s % per_row != 0 && bank < before)
+        if (s % per_row != 0 && bank < before)
             return fail(work, GSP_ERROR_ORDER, "indices", slot, col, bank);
         before = bank;
     }
     return GSP_OK;
 }
 
+/* Where in `seen` the slot of a bundle is noted. Places in banks are as good as columns, and need no division. */
+GSPI_INLINE uint64_t note_of(const gsp_matrix *matrix, uint64_t unit, uint64_t i, bool horizontal,
+                             uint32_t bytes) {
+    const uint64_t banks = matrix->pattern.banks;
+    const uint64_t index = gspi_index(matrix->indices, unit * banks + i, bytes);
+    return horizontal ? index * banks + i : index;
+}
+
+/* Notes the slots of row r of a group; whether all of them were new. */
+GSPI_INLINE bool note_row(const gsp_matrix *matrix, int64_t group, uint64_t r, uint64_t *seen,
+                          bool horizontal, uint32_t bytes) {
+    const uint64_t per_row = matrix->pattern.per_row;
+    uint64_t twice = 0;
+    for (uint64_t unit = matrix->indptr[group]; unit < matrix->indptr[group + 1]; unit++)
+        for (uint64_t i = r * per_row; i < (r + 1) * per_row; i++) {
+            const uint64_t at = note_of(matrix, unit, i, horizontal, bytes);
+            const uint64_t bit = (uint64_t)1 << at % 64;
+            twice |= seen[at / 64] & bit;
+            seen[at / 64] |= bit;
+        }
+    return twice == 0;
+}
+
 /* No column twice in a row of a group. `seen` has a bit for every column, and for every bank one more; all are 0 before
  * and after: a table of words would let a short file ask for a lot of memory. */
-static gsp_status check_duplicates(const check *work, int64_t group, int64_t rows, uint8_t *seen) {
+static gsp_status check_duplicates(const check *work, int64_t group, int64_t rows, uint64_t *seen) {
     const gsp_matrix *matrix = work->matrix;
     const uint64_t banks = matrix->pattern.banks, per_row = matrix->pattern.per_row;
     const bool horizontal = gspi_is_horizontal(&matrix->pattern);
-    const size_t all = ((size_t)matrix->cols + banks) / 8 + 1;
+    const uint32_t bytes = matrix->index_bytes;
+    const uint64_t slots = (matrix->indptr[group + 1] - matrix->indptr[group]) * per_row;
+    const size_t words = ((size_t)matrix->cols + banks) / 64 + 1;
     for (uint64_t r = 0; r < (uint64_t)rows; r++) {
-        for (uint64_t unit = matrix->indptr[group]; unit < matrix->indptr[group + 1]; unit++)
+        const bool right = horizontal && bytes == 1 ? note_row(matrix, group, r, seen, true, 1)
+                           : horizontal             ? note_row(matrix, group, r, seen, true, bytes)
+                           : bytes == 2             ? note_row(matrix, group, r, seen, false, 2)
+                                                    : note_row(matrix, group, r, seen, false, 4);
+        if (!right) memset(seen, 0, words * sizeof *seen);
+        for (uint64_t unit = matrix->indptr[group]; !right; unit++)
             for (uint64_t i = r * per_row; i < (r + 1) * per_row; i++) {
-                const uint64_t slot = unit * banks + i;
-                const uint64_t index = gspi_index(matrix->indices, slot, matrix->index_bytes);
-                /* Places in banks are as good as columns, and need no division. */
-                const uint64_t at = horizontal ? index * banks + i : index;
-                const uint8_t bit = (uint8_t)(1u << at % 8);
-                if ((seen[at / 8] & bit) != 0)
-                    return fail(work, GSP_ERROR_DUPLICATE, "indices", slot,
-                                gspi_gs_column(matrix, slot, (int64_t)i), 0);
-                seen[at / 8] |= bit;
+                const uint64_t at = note_of(matrix, unit, i, horizontal, bytes);
+                if ((seen[at / 64] >> at % 64 & 1) != 0)
+                    return fail(work, GSP_ERROR_DUPLICATE, "indices", unit * banks + i,
+                                gspi_gs_column(matrix, unit * banks + i, (int64_t)i), 0);
+                seen[at / 64] |= (uint64_t)1 << at % 64;
             }
-        const uint64_t units = matrix->indptr[group + 1] - matrix->indptr[group];
-        if (units * per_row > all / 16) {
-            memset(seen, 0, all);
+        if (slots > words / 4) {
+            memset(seen, 0, words * sizeof *seen);
             continue;
         }
         for (uint64_t unit = matrix->indptr[group]; unit < matrix->indptr[group + 1]; unit++)
-            for (uint64_t i = r * per_row; i < (r + 1) * per_row; i++) {
-                const uint64_t index =
-                    gspi_index(matrix->indices, unit * banks + i, matrix->index_bytes);
-                seen[(horizontal ? index * banks + i : index) / 8] = 0;
-            }
+            for (uint64_t i = r * per_row; i < (r + 1) * per_row; i++)
+                seen[note_of(matrix, unit, i, horizontal, bytes) / 64] = 0;
     }
     return GSP_OK;
 }
@@ -193,7 +264,8 @@ static gsp_status check_gs(const check *work, gsp_context *context) {
     const int64_t group_rows = gsp_group_rows(pattern), groups = gsp_groups(pattern, matrix->rows);
     if (matrix->units == 0) return GSP_OK;
     uint64_t *held = gspi_calloc(context, pattern->banks, sizeof *held);
-    uint8_t *seen = gspi_calloc(context, ((size_t)matrix->cols + pattern->banks) / 8 + 1, 1);
+    uint64_t *seen =
+        gspi_calloc(context, ((size_t)matrix->cols + pattern->banks) / 64 + 1, sizeof *seen);
     gsp_status status = held != NULL && seen != NULL ? GSP_OK : GSP_ERROR_MEMORY;
     for (int64_t g = 0; g < groups && status == GSP_OK; g++) {
         const int64_t rows = gspi_min(group_rows, matrix->rows - g * group_rows);
@@ -208,12 +280,27 @@ static gsp_status check_gs(const check *work, gsp_context *context) {
     return status;
 }
 
+/* Whether indices [first, last) ascend. */
+GSPI_INLINE bool do_ascend(const gsp_matrix *matrix, uint64_t first, uint64_t last,
+                           uint32_t bytes) {
+    uint32_t falls = 0;
+    for (uint64_t i = first + 1; i < last; i++)
+        falls |= gspi_index(matrix->indices, i, bytes) <= gspi_index(matrix->indices, i - 1, bytes);
+    return falls == 0;
+}
+
 /* Columns, or block columns, ascend within a row and are below `limit`. */
 static gsp_status check_ascending(const check *work, int64_t group, int64_t limit) {
     const gsp_matrix *matrix = work->matrix;
+    const uint64_t first = matrix->indptr[group], last = matrix->indptr[group + 1];
+    const uint32_t bytes = matrix->index_bytes;
+    if (first == last) return GSP_OK;
+    if (gspi_index(matrix->indices, last - 1, bytes) < limit &&
+        (bytes == 2 ? do_ascend(matrix, first, last, 2) : do_ascend(matrix, first, last, 4)))
+        return GSP_OK;
     int64_t before = -1;
-    for (uint64_t unit = matrix->indptr[group]; unit < matrix->indptr[group + 1]; unit++) {
-        const int64_t col = gspi_index(matrix->indices, unit, matrix->index_bytes);
+    for (uint64_t unit = first; unit < last; unit++) {
+        const int64_t col = gspi_index(matrix->indices, unit, bytes);
         if (col >= limit) return fail(work, GSP_ERROR_INDEX, "indices", unit, col, limit);
         if (col == before) return fail(work, GSP_ERROR_DUPLICATE, "indices", unit, col, 0);
         if (col < before) return fail(work, GSP_ERROR_ORDER, "indices", unit, col, before);
@@ -244,8 +331,9 @@ static gsp_status check_block(const check *work) {
             for (int64_t r = 0; r < rows && cols < width; r++)
                 GSP_TRY(check_empty(work, first + (uint64_t)(r * width + cols),
                                     (uint64_t)(width - cols)));
-            GSP_TRY(check_empty(work, first + (uint64_t)(rows * width),
-                                (uint64_t)((height - rows) * width)));
+            if (rows < height)
+                GSP_TRY(check_empty(work, first + (uint64_t)(rows * width),
+                                    (uint64_t)((height - rows) * width)));
         }
     }
     return GSP_OK;
