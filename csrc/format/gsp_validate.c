@@ -5,8 +5,9 @@
  * What a rule reads was made safe to read by those before it. That slot s of a bundle belongs to row
  * s / per_row needs no check, so banks that differ make the row and bank sums of the theorem hold.
  *
- * Nearly all matrices are valid, and all are checked when they are read and for every plan. So a rule is first checked
- * for a row or a bundle as a whole, without a branch for each index; where it is broken, a second loop finds the place. */
+ * Nearly all matrices are valid, and all are checked when they are read and for every plan. So a rule is first
+ * checked for a row or a bundle as a whole, without a branch for each index; where it is broken, a second loop
+ * finds the place. */
 #include <math.h>
 
 #include "gsp_format.h"

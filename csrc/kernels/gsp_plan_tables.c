@@ -10,6 +10,7 @@
  * Four strips may take a step together, with one window for all (a quad across), or one strip four steps with a window
  * each (a quad along). Quads across load fewer tables; quads along pad less where rows differ. Rows come fullest
  * first, so most strips are alike, and each four of strips is laid out as is cheaper. */
+#include <math.h>
 #include <string.h>
 
 #include "../format/gsp_visit.h"
@@ -159,13 +160,20 @@ static int64_t strip_rows(const gspi_entry *entry, int64_t per_row) {
     return entry->lanes / per_row;
 }
 
-/* Quads along for the strips of rows [first, last). */
+/* Quads of the strip from row `first`, its fullest, on, if all its rows can go on in every step. */
+static int64_t least_quads(const gspi_rows *list, int64_t first) {
+    return (int64_t)((list->start[first + 1] - list->start[first] + 2) / 4);
+}
+
+/* Quads along for the strips of rows [first, last); -1 once they are known to be more than `most`. */
 static int64_t count_along(const gspi_rows *list, int64_t first, int64_t last, int64_t rows,
-                           const windows *w) {
+                           const windows *w, float most) {
     int64_t quads = 0;
-    for (int64_t strip = first; strip < last; strip += rows)
-        quads += gspi_ceil_div(count_steps(list, strip, gspi_min(strip + rows, last), w), 4);
-    return quads;
+    for (int64_t strip = first; strip < last; strip += rows) quads += least_quads(list, strip);
+    for (int64_t strip = first; strip < last && (float)quads < most; strip += rows)
+        quads += gspi_ceil_div(count_steps(list, strip, gspi_min(strip + rows, last), w), 4) -
+                 least_quads(list, strip);
+    return (float)quads < most ? quads : -1;
 }
 
 /* How rows [first, last), at most four strips, are laid out for the least cost: *along says which way, and the result
@@ -176,11 +184,9 @@ static int64_t count_quads(const gspi_rows *list, int64_t first, int64_t last,
     const int64_t across = count_steps(list, first, last, w);
     /* Sums of several slots of a row are only brought together across. */
     if (w->per_row > 1) return across;
-    const uint64_t entries = list->start[last] - list->start[first] - (uint64_t)(last - first);
-    /* Even without padding, quads along would cost more. */
-    if ((float)across <= (float)entries / (float)(4 * entry->lanes) * ALONG) return across;
-    const int64_t quads = count_along(list, first, last, strip_rows(entry, w->per_row), w);
-    *along = (float)quads * ALONG < (float)across;
+    const int64_t quads =
+        count_along(list, first, last, strip_rows(entry, w->per_row), w, (float)across / ALONG);
+    *along = quads >= 0;
     return *along ? quads : across;
 }
 
@@ -190,16 +196,10 @@ static windows windows_of(const gspi_entry *entry, int64_t x_size, int64_t grain
     return (windows){entry->width, grain, gspi_max(0, x_size - entry->width), per_row};
 }
 
-/* Quads of a strip from row `first` of the list, its fullest, on. */
-static uint64_t gather_quads(const gspi_rows *list, int64_t first) {
-    const uint64_t elements = list->start[first + 1] - list->start[first] - 1;
-    return elements / 4 + (elements % 4 != 0);
-}
-
 static float gather_cost(const gspi_rows *list, const gspi_entry *entry) {
     uint64_t quads = 0;
     for (int64_t strip = 0; strip < list->rows; strip += entry->lanes)
-        quads += gather_quads(list, strip);
+        quads += (uint64_t)least_quads(list, strip);
     return (float)quads * entry->cost;
 }
 
@@ -361,7 +361,8 @@ static int64_t list_units(const gspi_rows *list, const gspi_entry *entry, const 
         }
         for (int64_t strip = first; strip < last; strip += rows, count++) {
             const int64_t end = gspi_min(strip + rows, last);
-            units[count] = (unit){strip, end, (uint64_t)count_along(list, strip, end, rows, w)};
+            units[count] =
+                (unit){strip, end, (uint64_t)count_along(list, strip, end, rows, w, INFINITY)};
         }
     }
     *fours = across;
@@ -424,7 +425,7 @@ static gsp_status pack_gather(gsp_plan *plan, const gspi_rows *list, const uint3
     GSP_CHECK(plan->start != NULL && plan->row_map != NULL, GSP_ERROR_MEMORY);
     plan->start[0] = 0;
     for (int64_t u = 0; u < plan->units; u++)
-        plan->start[u + 1] = plan->start[u] + gather_quads(list, u * lanes);
+        plan->start[u + 1] = plan->start[u] + (uint64_t)least_quads(list, u * lanes);
     plan->slots = plan->start[plan->units] * 4 * (uint64_t)lanes;
     plan->packed = gspi_plan_alloc(plan, plan->start[plan->units], quad_bytes);
     GSP_CHECK(plan->packed != NULL, GSP_ERROR_MEMORY);
