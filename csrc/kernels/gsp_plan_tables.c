@@ -17,7 +17,7 @@
 #include "gsp_plan.h"
 
 /* Strips whose quads are counted to choose a kernel: as many fours of strips, in so many parts. */
-#define SAMPLED 12
+#define SAMPLED 8
 #define PARTS 4
 /* What quads along cost beside those across, and tables that may lie in two cache lines beside those that do not:
  * measured as the costs of kernels.inc. */
@@ -50,10 +50,9 @@ typedef struct {
 typedef struct {
     const gspi_entry *entry;
     int64_t per_row, grain;
-    float bound, cost; /* without padding, and with that of the sample */
+    float bound, cost; /* at least, and by the sample so far */
     int parts; /* of the sample that have been counted; PARTS if the cost is known without */
-    float quads; /* of the sample, in those across */
-    uint64_t entries; /* elements of the sample */
+    float quads, least; /* of the sample, in those across: counted, and at least */
 } candidate;
 
 /* ---------------------------------------------------------------- windows */
@@ -89,71 +88,82 @@ static int64_t least_key(const front *f) {
     return least;
 }
 
-/* What is left of some rows, by columns: bit r of word i says that row r has an element in column first + i. Holds
- * all columns below `last`, and rows of the front are as far as that. */
+/* What is left of some rows, by columns: bit r of here[i] says that row r has an element in column first + i. Holds
+ * all columns below `last`, and rows of the front are as far as that. A window that begins before `first` finds nothing
+ * there. */
 typedef struct {
     front front;
     int64_t first, last;
-    uint64_t words[COLUMNS + MAX_WIDTH];
+    uint64_t nothing[MAX_WIDTH], here[COLUMNS + MAX_WIDTH];
 } columns;
 
 /* Forgets the columns below `first`, and takes up as many more as there is space for. */
 static void move_columns(columns *c, int64_t first) {
     const int64_t kept = gspi_max(0, c->last - first),
                   last = gspi_min(first + COLUMNS, GSPI_NO_KEY);
-    memmove(c->words, c->words + (c->last - kept - c->first), (size_t)kept * sizeof *c->words);
-    memset(c->words + kept, 0, (size_t)(COLUMNS + MAX_WIDTH - kept) * sizeof *c->words);
+    memmove(c->here, c->here + (c->last - kept - c->first), (size_t)kept * sizeof *c->here);
+    memset(c->here + kept, 0, (size_t)(COLUMNS + MAX_WIDTH - kept) * sizeof *c->here);
     for (int64_t i = 0; i < c->front.rows; i++) {
         const gspi_element *at = c->front.at[i];
-        for (; at->key < last; at++) c->words[at->key - first] |= (uint64_t)1 << i;
+        for (; at->key < last; at++) c->here[at->key - first] |= (uint64_t)1 << i;
         c->front.at[i] = at;
     }
     c->first = first;
     c->last = last;
 }
 
-/* Steps that rows [first, last) of the list take together: each takes from a column on what rows have not taken
- * their share of before. */
+/* A step: takes the first elements of each row, one or four, out of a window. */
+GSPI_INLINE void take_window(uint64_t *here, int64_t width, int64_t per_row) {
+    uint64_t once = 0, twice = 0, thrice = 0, full = 0; /* rows of which so many are taken */
+    for (int64_t i = 0; i < width; i++) {
+        const uint64_t rows = here[i];
+        if (per_row == 1) {
+            here[i] = rows & once;
+        } else {
+            here[i] = rows & full;
+            full |= rows & thrice;
+            thrice |= rows & twice;
+            twice |= rows & once;
+        }
+        once |= rows;
+    }
+}
+
+/* Steps that rows [first, last) of the list take together. */
 GSPI_INLINE int64_t count_steps_of(const gspi_rows *list, int64_t first, int64_t last,
-                                   const windows *w, int64_t per_row) {
+                                   const windows *w, int64_t width, int64_t per_row) {
     columns c;
     begin_front(list, first, last, last - first, &c.front);
+    memset(c.nothing, 0, sizeof c.nothing);
     c.first = c.last = 0;
     int64_t steps = 0;
-    for (uint64_t *at = c.words, *end = at;; steps++) {
+    for (uint64_t *at = c.here, *end = at;; steps++) {
         while (at < end && *at == 0) at++;
         if (at == end) {
             const int64_t least = least_key(&c.front);
             if (least == GSPI_NO_KEY) return steps;
             move_columns(&c, least);
-            at = c.words;
+            at = c.here;
         }
-        const int64_t least = c.first + (at - c.words), until = window_at(w, least) + w->width;
-        if (until > c.last) {
+        const int64_t least = c.first + (at - c.here), begin = window_at(w, least);
+        if (begin + width > c.last) {
             move_columns(&c, least);
-            at = c.words;
+            at = c.here;
         }
-        end = c.words + (c.last - c.first);
-        const uint64_t *const behind = c.words + (until - c.first);
-        uint64_t once = 0, twice = 0, thrice = 0, full = 0; /* rows with so many in this window */
-        for (uint64_t *word = at; word < behind; word++) {
-            const uint64_t here = *word;
-            if (per_row == 1) {
-                *word = here & once;
-            } else {
-                *word = here & full;
-                full |= here & thrice;
-                thrice |= here & twice;
-                twice |= here & once;
-            }
-            once |= here;
-        }
+        end = c.here + (c.last - c.first);
+        take_window(c.here + (begin - c.first), width, per_row);
     }
 }
 
+/* Compiled for all widths of tables that there are, so that the loop over a window does not end by a guess. */
 static int64_t count_steps(const gspi_rows *list, int64_t first, int64_t last, const windows *w) {
-    return w->per_row == 1 ? count_steps_of(list, first, last, w, 1)
-                           : count_steps_of(list, first, last, w, 4);
+    switch (w->per_row == 1 ? w->width : -w->width) {
+    case 8: return count_steps_of(list, first, last, w, 8, 1);
+    case 16: return count_steps_of(list, first, last, w, 16, 1);
+    case 32: return count_steps_of(list, first, last, w, 32, 1);
+    case 64: return count_steps_of(list, first, last, w, 64, 1);
+    default: return count_steps_of(list, first, last, w, w->width, 4);
+    }
 }
 
 static int64_t strip_rows(const gspi_entry *entry, int64_t per_row) {
@@ -163,6 +173,15 @@ static int64_t strip_rows(const gspi_entry *entry, int64_t per_row) {
 /* Quads of the strip from row `first`, its fullest, on, if all its rows can go on in every step. */
 static int64_t least_quads(const gspi_rows *list, int64_t first) {
     return (int64_t)((list->start[first + 1] - list->start[first] + 2) / 4);
+}
+
+/* What rows [first, last), at most four strips, cost at least, in quads across. */
+static float least_cost(const gspi_rows *list, int64_t first, int64_t last, int64_t rows,
+                        const windows *w) {
+    if (w->per_row > 1) return (float)least_quads(list, first);
+    int64_t along = 0;
+    for (int64_t strip = first; strip < last; strip += rows) along += least_quads(list, strip);
+    return fminf((float)(list->start[first + 1] - list->start[first] - 1), (float)along * ALONG);
 }
 
 /* Quads along for the strips of rows [first, last); -1 once they are known to be more than `most`. */
@@ -203,28 +222,39 @@ static float gather_cost(const gspi_rows *list, const gspi_entry *entry) {
     return (float)quads * entry->cost;
 }
 
-/* Counts one more part of a sample of the fours of strips, which are evenly spread, and takes rows elsewhere to be
- * padded as much. */
+/* What a table costs at least: rows differ in length, whatever else is padded. */
+static float bound_of(const gspi_rows *list, int64_t x_size, const candidate *c) {
+    const gspi_entry *entry = c->entry;
+    const windows w = windows_of(entry, x_size, c->grain, c->per_row);
+    const int64_t strip = strip_rows(entry, c->per_row);
+    float quads = 0;
+    for (int64_t first = 0; first < list->rows; first += 4 * strip)
+        quads += least_cost(list, first, gspi_min(first + 4 * strip, list->rows), strip, &w);
+    return quads * (float)(4 * entry->lanes) / 64 * entry->cost * (c->grain == 1 ? UNALIGNED : 1);
+}
+
+/* Counts one more part of a sample of the fours of strips, which are evenly spread, and takes what others cost above
+ * their bound to be as much. */
 static void count_part(const gspi_rows *list, int64_t x_size, candidate *c) {
     const gspi_entry *entry = c->entry;
     const windows w = windows_of(entry, x_size, c->grain, c->per_row);
-    const int64_t rows = 4 * strip_rows(entry, c->per_row), fours = gspi_ceil_div(list->rows, rows);
-    const int64_t sampled = gspi_min(fours, SAMPLED * 4 * entry->lanes / rows);
+    const int64_t strip = strip_rows(entry, c->per_row),
+                  fours = gspi_ceil_div(list->rows, 4 * strip);
+    const int64_t sampled = gspi_min(fours, SAMPLED * c->per_row);
     for (int64_t i = c->parts++; i < sampled; i += PARTS) {
-        const int64_t first = (2 * i + 1) * fours / (2 * sampled) * rows,
-                      last = gspi_min(first + rows, list->rows);
+        const int64_t first = (2 * i + 1) * fours / (2 * sampled) * 4 * strip,
+                      last = gspi_min(first + 4 * strip, list->rows);
         bool along;
         const int64_t quads = count_quads(list, first, last, entry, &w, &along);
         c->quads += (float)quads * (along ? ALONG : 1);
-        c->entries += list->start[last] - list->start[first] - (uint64_t)(last - first);
+        c->least += least_cost(list, first, last, strip, &w);
     }
-    if (c->entries > 0)
-        c->cost = c->bound * c->quads * (float)(4 * entry->lanes) / (float)c->entries;
+    if (c->least > 0) c->cost = c->bound * c->quads / c->least;
 }
 
-/* All that take the matrix, tables without padding; returns how many. */
+/* All that take the matrix; returns how many. */
 static int list_candidates(const gsp_matrix *matrix, gsp_backend backend, const gspi_rows *list,
-                           candidate *candidates) {
+                           int64_t x_size, candidate *candidates) {
     int count = 0;
     for (const gspi_entry *entry = gspi_kernels; entry->name != NULL; entry++) {
         if (entry->backend != backend || !gspi_takes(entry, matrix, GSPI_SPMV)) continue;
@@ -237,14 +267,15 @@ static int list_candidates(const gsp_matrix *matrix, gsp_backend backend, const 
             continue;
         }
         c.parts = 0;
-        c.bound = c.cost = (float)list->entries / 64 * entry->cost * UNALIGNED;
+        const int first = count;
         candidates[count++] = c;
-        c.bound = c.cost = (float)list->entries / 64 * entry->cost;
         c.grain = entry->lanes;
         candidates[count++] = c;
         c.per_row = 4;
         if (matrix->pattern.kind == GSP_BLOCK && matrix->pattern.block_cols > 1)
             candidates[count++] = c;
+        for (int i = first; i < count; i++)
+            candidates[i].bound = candidates[i].cost = bound_of(list, x_size, &candidates[i]);
     }
     return count;
 }
@@ -254,7 +285,7 @@ static int list_candidates(const gsp_matrix *matrix, gsp_backend backend, const 
 static candidate choose(const gsp_matrix *matrix, gsp_backend backend, const gspi_rows *list,
                         int64_t x_size) {
     candidate candidates[3 * MAX_ENTRIES];
-    const int count = list_candidates(matrix, backend, list, candidates);
+    const int count = list_candidates(matrix, backend, list, x_size, candidates);
     for (;;) {
         candidate *best = &candidates[0];
         for (int i = 1; i < count; i++)
