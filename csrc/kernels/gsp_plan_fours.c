@@ -9,33 +9,40 @@
  * one column that four of them share. */
 #include <string.h>
 
-#include "../format/gsp_visit.h"
 #include "gsp_plan.h"
 
 /* Sizes while a plan is packed. counts, cursors [rows][blocks]. */
 typedef struct {
     const gsp_matrix *matrix;
     gsp_plan *plan;
+    gspi_rows list; /* in natural order */
     bool shared;
-    int64_t blocks;
-    uint32_t block_cols;
+    int64_t blocks, block_cols;
     uint16_t *counts;
-    uint64_t *cursors; /* where the next element goes in packed and positions */
+    uint64_t *cursors; /* where the first element goes in packed and positions */
 } packing;
 
-static void count_element(void *argument, int64_t row, int64_t col, uint64_t element) {
-    (void)element;
-    const packing *p = argument;
-    p->counts[row * p->blocks + (uint32_t)col / p->block_cols]++;
+static void count_row(const packing *p, int64_t row) {
+    const gspi_element *at = p->list.elements + p->list.start[row];
+    for (int64_t block = 0; block < p->blocks; block++) {
+        const gspi_element *const from = at;
+        const int64_t end = gspi_min((block + 1) * p->block_cols, GSPI_NO_KEY);
+        while (at->key < end) at++;
+        p->counts[row * p->blocks + block] = (uint16_t)(at - from);
+    }
 }
 
-static void put_element(void *argument, int64_t row, int64_t col, uint64_t element) {
-    const packing *p = argument;
-    const uint32_t block = (uint32_t)col / p->block_cols;
-    uint64_t *cursor = &p->cursors[row * p->blocks + block];
-    ((float *)(void *)p->plan->packed)[*cursor] = gspi_value(p->matrix, p->matrix->dtype, element);
-    p->plan->positions[*cursor] = (uint8_t)((uint32_t)col - block * p->block_cols);
-    *cursor += GSPI_STRIP_ROWS;
+static void put_row(const packing *p, int64_t row) {
+    const gspi_element *at = p->list.elements + p->list.start[row];
+    float *values = (float *)(void *)p->plan->packed;
+    for (int64_t block = 0; block < p->blocks; block++) {
+        const int32_t left = (int32_t)(block * p->block_cols);
+        uint64_t to = p->cursors[row * p->blocks + block];
+        for (int i = p->counts[row * p->blocks + block]; i > 0; i--, at++, to += GSPI_STRIP_ROWS) {
+            values[to] = at->value;
+            p->plan->positions[to] = (uint8_t)(at->key - left);
+        }
+    }
 }
 
 /* Cuts the rows [first, last) of a unit into items: rows, or up to four rows of one block of the pattern. Item i
@@ -113,18 +120,24 @@ static place place_all(const packing *p) {
     return at;
 }
 
+/* The first slot of a block of a unit. */
+static uint64_t slot_of(const gsp_plan *plan, int64_t block) {
+    return plan->strips[plan->start[block]].first * GSPI_STRIP_ROWS;
+}
+
 static gsp_status pack(packing *p) {
     gsp_plan *plan = p->plan;
     gsp_context *context = plan->context;
     const gsp_matrix *matrix = p->matrix;
-    const int64_t groups = gsp_groups(&matrix->pattern, matrix->rows);
     const size_t cells = (size_t)(matrix->rows * p->blocks);
-    p->counts = gspi_calloc(context, cells, sizeof *p->counts);
+    p->counts = gspi_alloc(context, cells, sizeof *p->counts);
     p->cursors = gspi_alloc(context, cells, sizeof *p->cursors);
     plan->start =
         gspi_plan_alloc(plan, (uint64_t)(plan->units * p->blocks) + 1, sizeof *plan->start);
     GSP_CHECK(p->counts != NULL && p->cursors != NULL && plan->start != NULL, GSP_ERROR_MEMORY);
-    gspi_visit(matrix, 0, groups, count_element, p);
+    GSP_TRY(gspi_decode_rows(context, matrix, NULL, 0, &p->list));
+    plan->entries = p->list.entries;
+    for (int64_t row = 0; row < matrix->rows; row++) count_row(p, row);
     const place end = place_all(p);
     plan->slots = end.step * GSPI_STRIP_ROWS;
     const uint64_t positions = plan->slots + GSPI_STEPS_AHEAD * GSPI_STRIP_ROWS;
@@ -133,11 +146,19 @@ static gsp_status pack(packing *p) {
     plan->positions = gspi_plan_alloc(plan, positions, 1);
     GSP_CHECK(plan->strips != NULL && plan->packed != NULL && plan->positions != NULL,
               GSP_ERROR_MEMORY);
-    memset(plan->packed, 0, plan->slots * sizeof(float));
-    memset(plan->positions, 0, positions);
     place_all(p);
     plan->strips[end.strip] = (gspi_strip){.first = end.step};
-    gspi_visit(matrix, 0, groups, put_element, p);
+    for (int64_t unit = 0; unit < plan->units; unit++) {
+        /* Cleared where it is padded, and everywhere else while it is in the cache. */
+        const uint64_t first = slot_of(plan, unit * p->blocks),
+                       slots = slot_of(plan, (unit + 1) * p->blocks) - first;
+        memset((float *)(void *)plan->packed + first, 0, slots * sizeof(float));
+        memset(plan->positions + first, 0, slots);
+        for (int64_t row = unit * GSPI_UNIT_ROWS;
+             row < gspi_min((unit + 1) * GSPI_UNIT_ROWS, matrix->rows); row++)
+            put_row(p, row);
+    }
+    memset(plan->positions + plan->slots, 0, positions - plan->slots);
     return GSP_OK;
 }
 
@@ -172,10 +193,9 @@ gsp_status gspi_plan_fours(gsp_plan *plan, const gsp_matrix *matrix, gsp_backend
                  .plan = plan,
                  .shared = best->form == GSPI_STACKS,
                  .blocks = plan->blocks,
-                 .block_cols = (uint32_t)plan->block_cols};
+                 .block_cols = plan->block_cols};
     const gsp_status status = pack(&p);
-    for (int64_t i = 0; status == GSP_OK && i < matrix->rows * p.blocks; i++)
-        plan->entries += p.counts[i];
+    gspi_free_rows(plan->context, &p.list);
     gspi_free(plan->context, p.counts);
     gspi_free(plan->context, p.cursors);
     return status;
