@@ -2,6 +2,7 @@
 
 from gspattern.report import DenseReport, LayerReport, Report
 from gspattern.torch.convert import convert
+from gspattern.torch.convolutions import GSConv1d, GSConv2d
 from gspattern.torch.criteria import Context, Criterion, Magnitude, Movement, Snip, Taylor, Wanda
 from gspattern.torch.modules import GSLinear, matrices
 from gspattern.torch.pruner import Pruner, prune_
@@ -13,6 +14,8 @@ __all__ = [
     "Context",
     "Criterion",
     "DenseReport",
+    "GSConv1d",
+    "GSConv2d",
     "GSGRU",
     "GSGRUCell",
     "GSLSTM",

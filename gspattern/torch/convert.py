@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import time
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
@@ -13,6 +14,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 from gspattern.patterns import Pattern, parse_pattern
+from gspattern.torch.convolutions import GSConv, GSConv1d, GSConv2d
 from gspattern.torch.modules import Compact, GSLinear
 from gspattern.torch.pruner import Patterns, Pruner
 from gspattern.torch.recurrent import GSGRU, GSLSTM, GSGRUCell, GSLSTMCell
@@ -28,6 +30,7 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 # Of every weight that becomes compact, the pattern that was given for it, None where it carries its own.
 Chosen = dict[str, Pattern | None]
 
+CONVOLUTIONS: dict[type[nn.Module], type[GSConv]] = {nn.Conv1d: GSConv1d, nn.Conv2d: GSConv2d}
 RECURRENT: dict[type[nn.Module], type[GSLSTM | GSLSTMCell | GSGRU | GSGRUCell]] = {
     kind.dense: kind for kind in (GSLSTM, GSLSTMCell, GSGRU, GSGRUCell)
 }
@@ -50,8 +53,8 @@ def convert(
     pruner : Pruner, optional
         The one that pruned the model: weights are masked once more, so that nothing stray is left.
     pattern : str, Pattern, or dict of glob to these, optional
-        For layers that were pruned by other means: every weight of a linear or recurrent layer that is named
-        (without a dict: at least half zeros) and carries no pattern of its own is encoded with this one.
+        For layers that were pruned by other means: every weight of a linear, convolution or recurrent layer that
+        is named (without a dict: at least half zeros) and carries no pattern of its own is encoded with this one.
     dtype : str, optional
         Of the compact values: "float32", "float64", "float16", "bfloat16" or "int8"; None for the model's.
     keep_dense : "auto" or bool
@@ -59,7 +62,7 @@ def convert(
         converts all; True none.
     example_inputs : Tensor, tuple, or dict of keywords, optional
         What the model is called with, for "auto" to measure at the sizes that count. Without it, layers
-        are measured with one sample.
+        are measured with one sample, convolutions with 16 pixels on a side.
 
     Returns
     -------
@@ -129,6 +132,8 @@ def _leave_fast_paths(model: nn.Module) -> None:
 def _compact(layer: nn.Module, chosen: Chosen, dtype: str | None) -> Compact:
     if isinstance(layer, nn.Linear):
         return GSLinear.from_linear(layer, chosen["weight"], dtype)
+    if type(layer) in CONVOLUTIONS:
+        return CONVOLUTIONS[type(layer)].from_conv(layer, chosen["weight"], dtype)
     return RECURRENT[type(layer)].from_module(layer, chosen, dtype)
 
 
@@ -144,8 +149,10 @@ def _layers(model: nn.Module, pattern: Patterns | None) -> dict[str, Chosen]:
     chosen: dict[str, Chosen] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         # A subclass with a forward of its own, or one whose weight others read, is not simply a product.
-        known = type(module) is nn.Linear or type(module) in RECURRENT
-        if not known or getattr(module, "proj_size", None):
+        known = type(module) in (nn.Linear, *CONVOLUTIONS, *RECURRENT)
+        # Projections and groups are matrices more than these layers know of.
+        other = getattr(module, "proj_size", None) or getattr(module, "groups", 1) != 1
+        if not known or other:
             if carried(module):
                 logger.info("%s stays dense: %s is not converted", name, type(module).__name__)
             continue
@@ -206,15 +213,22 @@ def _record(model: nn.Module, names: list[str], example: Any) -> dict[str, Argum
     return seen
 
 
+def _one_sample(layer: nn.Module) -> torch.Tensor:
+    """Something to call a layer with: a vector, or an image of 16 pixels or more on each side."""
+    weight = getattr(layer, weights_of(layer)[0])
+    sides = [
+        max(16, dilation * (taps - 1) + 1)
+        for taps, dilation in zip(weight.shape[2:], getattr(layer, "dilation", ()), strict=True)
+    ]
+    count = weight.shape[1] * math.prod(sides)
+    return torch.linspace(-1, 1, count, dtype=weight.dtype).reshape(1, -1, *sides)
+
+
 def _dense_wins(
     name: str, layer: nn.Module, compact: Compact, example: Arguments | None, rounds: int = 30
 ) -> bool:
     """Whether the dense layer is the faster one: best of `rounds`, taken in turns."""
-    if example is None:
-        weight = getattr(layer, weights_of(layer)[0])
-        x = torch.linspace(-1, 1, weight.shape[1], dtype=weight.dtype).reshape(1, -1)
-        example = ((x,), {})
-    args, keywords = example
+    args, keywords = example or ((_one_sample(layer),), {})
     best = [float("inf"), float("inf")]
     end = time.perf_counter() + 1
     with torch.inference_mode():

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from gspattern import _core
-from gspattern.matrices import Matrix, encode
+from gspattern.matrices import Matrix, as_matrix, encode
 from gspattern.patterns import Pattern
 from gspattern.plans import plan_for_samples, set_num_threads
 from gspattern.torch.targets import ATTRIBUTE, PrunedWeight, carried
@@ -179,7 +179,7 @@ class GSLinear(Compact):
         return state_of(self.matrix)
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        self.matrix = matrix_of(state, self.matrix.shape)
+        self.matrix = matrix_of(state, self.matrix)
         self._compute = compute_dtype(self.matrix)
 
 
@@ -225,7 +225,7 @@ def encode_weight(
             'pattern="gs(16,16)" or pattern="irregular"'
         )
     else:
-        stray = np.count_nonzero(array[~known.mask])
+        stray = np.count_nonzero(as_matrix(array)[~known.mask])
         if stray:
             raise ValueError(
                 f"{stray} weights outside the mask are not zero; "
@@ -246,15 +246,15 @@ def state_of(matrix: Matrix) -> dict[str, Any]:
     return {"pattern": str(matrix.pattern), "shape": list(matrix.shape), **arrays}
 
 
-def matrix_of(state: dict[str, Any], expected: tuple[int, int]) -> Matrix:
-    """The way back from `state_of`, for a layer of the expected shape."""
+def matrix_of(state: dict[str, Any], like: Matrix) -> Matrix:
+    """The way back from `state_of`, for a layer that has a matrix of the same shape."""
     shape = (int(state["shape"][0]), int(state["shape"][1]))
-    if shape != expected:
-        raise ValueError(f"this layer is {expected}, the state that of {shape}")
+    if shape != like.shape:
+        raise ValueError(f"this layer is {like.shape}, the state that of {shape}")
     arrays: dict[str, Any] = {
         key: array_of(value) for key, value in state.items() if isinstance(value, torch.Tensor)
     }
-    return Matrix.from_arrays(state["pattern"], shape, **arrays)
+    return Matrix.from_arrays(state["pattern"], shape, **arrays, kernel_shape=like.kernel_shape)
 
 
 def cast_matrix(matrix: Matrix, dtype: str) -> Matrix:

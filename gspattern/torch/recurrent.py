@@ -195,7 +195,7 @@ class GSRecurrent(Compact):
         if set(state) != set(self.matrices):
             raise ValueError(f"this layer has {list(self.matrices)}, the state {list(state)}")
         self.matrices = {
-            name: matrix_of(state[name], matrix.shape) for name, matrix in self.matrices.items()
+            name: matrix_of(state[name], matrix) for name, matrix in self.matrices.items()
         }
         self._compute = compute_dtype(next(iter(self.matrices.values())))
 

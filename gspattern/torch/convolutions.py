@@ -1,0 +1,218 @@
+"""Convolutions for inference that hold compact matrices: torch's own, but for the weight."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.nn.modules.conv import _ConvNd
+
+from gspattern.conv import conv1d, conv2d
+from gspattern.matrices import Matrix
+from gspattern.patterns import Pattern
+from gspattern.torch.modules import (
+    Compact,
+    compute_dtype,
+    encode_weight,
+    matrix_of,
+    state_of,
+    tensor_of,
+    trainable,
+    use_torch_threads,
+)
+from gspattern.torch.targets import ATTRIBUTE, PrunedWeight, from_matrix
+
+C = TypeVar("C", bound="GSConv")
+
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+
+
+class GSConv(Compact):
+    """What the convolutions share; the state_dict holds `bias` and, as extra state, the arrays of the matrix.
+
+    Parameters
+    ----------
+    matrix : Matrix
+        Encoded from weights [Co, Ci, ...], so that it knows the size of its kernel.
+    bias : Tensor, optional
+        [Co].
+    stride, padding, dilation, padding_mode
+        As for torch's layer.
+    """
+
+    dense: ClassVar[type[_ConvNd]]
+    dims: ClassVar[int]
+    bias: torch.Tensor | None
+
+    def __init__(
+        self,
+        matrix: Matrix,
+        bias: torch.Tensor | None = None,
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] | str = 0,
+        dilation: int | Sequence[int] = 1,
+        padding_mode: str = "zeros",
+    ) -> None:
+        super().__init__()
+        shape = matrix.kernel_shape
+        if shape is None or len(shape) != self.dims + 2:
+            raise ValueError(
+                f"{type(self).__name__} wants a matrix that was encoded from {self.dims + 2}-dimensional weights, "
+                f"got one of kernel shape {shape}"
+            )
+        if padding_mode not in PADDING_MODES:
+            raise ValueError(
+                f"padding_mode must be one of {', '.join(PADDING_MODES)}, got {padding_mode!r}"
+            )
+        self.matrix = matrix
+        self.out_channels, self.in_channels, *kernel = shape
+        self.kernel_size = tuple(kernel)
+        self.stride = self._each(stride)
+        self.dilation = self._each(dilation)
+        self.padding = padding if isinstance(padding, str) else self._each(padding)
+        self.padding_mode = padding_mode
+        self._compute = compute_dtype(matrix)
+        if bias is not None:
+            if tuple(bias.shape) != (self.out_channels,):
+                raise ValueError(
+                    f"bias must have shape ({self.out_channels},), got {tuple(bias.shape)}"
+                )
+            bias = bias.detach().to("cpu", self._compute, copy=True)
+        self.register_buffer("bias", bias)
+
+    def _each(self, value: int | Sequence[int]) -> tuple[int, ...]:
+        return (value,) * self.dims if isinstance(value, int) else tuple(value)
+
+    @property
+    def weights(self) -> dict[str, Matrix]:
+        return {"weight": self.matrix}
+
+    @classmethod
+    def from_conv(
+        cls: type[C],
+        layer: _ConvNd,
+        pattern: str | Pattern | None = None,
+        dtype: str | None = None,
+    ) -> C:
+        """The compact form of a pruned convolution.
+
+        Parameters
+        ----------
+        layer : Module
+            torch's layer of the same kind, pruned by `Pruner` or `prune_`, or by anything else if `pattern` is
+            given: then its nonzeros are kept, and with them the fewest zeros that make the mask valid.
+        pattern : str or Pattern, optional
+            For a layer that does not carry its own.
+        dtype : str, optional
+            "float32", "float64", "float16", "bfloat16" or "int8"; None for that of the layer.
+
+        Raises
+        ------
+        TypeError
+            If the layer is of another kind.
+        ValueError
+            If neither the layer nor the caller knows a pattern, weights outside the mask are not zero, or the layer has
+            groups.
+        """
+        if not isinstance(layer, cls.dense):
+            raise TypeError(
+                f"{cls.__name__} is made from torch.nn.{cls.dense.__name__}, got {type(layer).__name__}"
+            )
+        if layer.groups != 1:
+            raise ValueError(f"convolutions with groups stay dense, got {layer.groups} groups")
+        return cls(
+            encode_weight(layer, "weight", pattern, dtype),
+            layer.bias,
+            layer.stride,
+            layer.padding,
+            layer.dilation,
+            layer.padding_mode,
+        )
+
+    def to_dense(self) -> _ConvNd:
+        """The same layer as a dense one of torch that can be trained and knows its mask."""
+        matrix = self.matrix
+        assert matrix.kernel_shape is not None
+        weight = from_matrix(tensor_of(trainable(matrix)), matrix.kernel_shape).contiguous()
+        layer = self.dense(
+            self.in_channels, self.out_channels, self.kernel_size, self.stride,  # type: ignore[arg-type]
+            self.padding, self.dilation, bias=self.bias is not None, padding_mode=self.padding_mode,  # type: ignore[arg-type]
+        )  # fmt: skip
+        layer.weight = nn.Parameter(weight)
+        if self.bias is not None:
+            layer.bias = nn.Parameter(self.bias.to(weight.dtype, copy=True))
+        pruned = PrunedWeight(matrix.pattern, matrix.mask(), matrix.row_order)
+        setattr(layer, ATTRIBUTE, {"weight": pruned})
+        return layer
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Convolve; by channel or channels_last, as the input lies, and of its type.
+
+        Raises
+        ------
+        RuntimeError
+            If a gradient is wanted, or the input is on another device.
+        ValueError
+            If the input has other dimensions or channels.
+        """
+        return self._call(self._convolve, input)
+
+    def _convolve(self, x: torch.Tensor) -> torch.Tensor:
+        self._check(x)
+        use_torch_threads()
+        bias = self._buffers["bias"]
+        given, padding = x.detach().to(self._compute), self.padding
+        if self.padding_mode != "zeros":
+            given = functional.pad(given, self._pads(), self.padding_mode)
+            padding = 0
+        y = (conv1d if self.dims == 1 else conv2d)(
+            given.numpy(),
+            self.matrix,
+            None if bias is None else bias.to(self._compute).numpy(),
+            self.stride,
+            padding,
+            self.dilation,
+        )
+        return torch.from_numpy(y).to(x.dtype)
+
+    def _pads(self) -> list[int]:
+        """What `torch.nn.functional.pad` takes: before and behind, the last dimension first."""
+        pads = []
+        for dim in reversed(range(self.dims)):
+            if self.padding == "same":
+                both = self.dilation[dim] * (self.kernel_size[dim] - 1)
+                pads += [both // 2, both - both // 2]
+            else:
+                each = 0 if isinstance(self.padding, str) else self.padding[dim]
+                pads += [each, each]
+        return pads
+
+    def extra_repr(self) -> str:
+        m = self.matrix
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
+            f"padding={self.padding}, dilation={self.dilation}, bias={self.bias is not None}, "
+            f"pattern={m.pattern}, dtype={m.dtype}, nnz={m.nnz}"
+        )
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return state_of(self.matrix)
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.matrix = matrix_of(state, self.matrix)
+        self._compute = compute_dtype(self.matrix)
+
+
+class GSConv1d(GSConv):
+    """`torch.nn.Conv1d` with a compact weight, for inference on the CPU; parameters are those of `GSConv`."""
+
+    dense, dims = nn.Conv1d, 1
+
+
+class GSConv2d(GSConv):
+    """`torch.nn.Conv2d` with a compact weight, for inference on the CPU; parameters are those of `GSConv`."""
+
+    dense, dims = nn.Conv2d, 2
