@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.rnn import PackedSequence
 
 from gspattern.patterns import Pattern, parse_pattern
@@ -132,7 +133,7 @@ def _leave_fast_paths(model: nn.Module) -> None:
 def _compact(layer: nn.Module, chosen: Chosen, dtype: str | None) -> Compact:
     if isinstance(layer, nn.Linear):
         return GSLinear.from_linear(layer, chosen["weight"], dtype)
-    if type(layer) in CONVOLUTIONS:
+    if isinstance(layer, _ConvNd):
         return CONVOLUTIONS[type(layer)].from_conv(layer, chosen["weight"], dtype)
     return RECURRENT[type(layer)].from_module(layer, chosen, dtype)
 

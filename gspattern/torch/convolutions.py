@@ -43,7 +43,7 @@ class GSConv(Compact):
         As for torch's layer.
     """
 
-    dense: ClassVar[type[_ConvNd]]
+    dense: ClassVar[Any]  # torch's layer
     dims: ClassVar[int]
     bias: torch.Tensor | None
 
@@ -137,10 +137,16 @@ class GSConv(Compact):
         matrix = self.matrix
         assert matrix.kernel_shape is not None
         weight = from_matrix(tensor_of(trainable(matrix)), matrix.kernel_shape).contiguous()
-        layer = self.dense(
-            self.in_channels, self.out_channels, self.kernel_size, self.stride,  # type: ignore[arg-type]
-            self.padding, self.dilation, bias=self.bias is not None, padding_mode=self.padding_mode,  # type: ignore[arg-type]
-        )  # fmt: skip
+        layer: _ConvNd = self.dense(
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            bias=self.bias is not None,
+            padding_mode=self.padding_mode,
+        )
         layer.weight = nn.Parameter(weight)
         if self.bias is not None:
             layer.bias = nn.Parameter(self.bias.to(weight.dtype, copy=True))
@@ -164,10 +170,11 @@ class GSConv(Compact):
         self._check(x)
         use_torch_threads()
         bias = self._buffers["bias"]
-        given, padding = x.detach().to(self._compute), self.padding
+        given = x.detach().to(self._compute)
+        padding: str | tuple[int, ...] = self.padding
         if self.padding_mode != "zeros":
             given = functional.pad(given, self._pads(), self.padding_mode)
-            padding = 0
+            padding = (0,) * self.dims
         y = (conv1d if self.dims == 1 else conv2d)(
             given.numpy(),
             self.matrix,
