@@ -12,13 +12,9 @@
 #ifndef CONV_TILE_H
 #define CONV_TILE_H
 
-#include "gsp_activation.h"
+#include "spmm_tile.h"
 
-#define GSPI_VECTOR_FLOATS                                                                         \
-    16 /* of the 64 bytes in which tiles are counted, whatever the registers */
-#define GSPI_TILE_SAMPLES (GSPI_TILE_VECTORS * 64 / (int)sizeof(float)) /* a bit of 64 for each */
 #define GSPI_SPARE_ROWS (V_LANES - 1) /* of the tile, behind the last one */
-#define GSPI_TILE_REGISTERS (GSPI_TILE_SAMPLES / V_LANES)
 
 /* Pixels of one row of y: lanes [lane, lane + count) of a tile. */
 typedef struct {
@@ -104,11 +100,6 @@ GSPI_VECTOR uint32_t spread(uint32_t bits) {
     return even;
 }
 
-/* Pointers to before and behind an array are only used under masks. */
-GSPI_VECTOR const float *beside(const float *array, int64_t offset) {
-    return (const float *)((uintptr_t)array + (uintptr_t)offset * sizeof(float));
-}
-
 GSPI_VECTOR gspi_part part_of(const float *x, const gspi_piece *piece, int v, int64_t step) {
     gspi_part part = {.bits = (uint32_t)(piece->lanes >> v * V_LANES) & ((1u << V_LANES) - 1),
                       .from = beside(x, piece->from + v * V_LANES * step)};
@@ -168,7 +159,7 @@ static void fill_tap(const gsp_convolution *c, const gspi_part *parts, const gsp
     if (c->stride[1] == 1) {
         if (vectors == 1) FILL(1, 1);
         else FILL(2, 1);
-    } else if (c->stride[1] == 2 && c->x.col_step == 1) {
+    } else if (c->stride[1] == 2) {
         if (vectors == 1) FILL(1, 2);
         else FILL(2, 2);
     } else {
@@ -271,49 +262,36 @@ static int64_t y_place(const gsp_convolution *c, const gspi_run *run) {
     return run->image * c->y.image_step + run->row * c->y.row_step + run->col * c->y.col_step;
 }
 
-/* The sums of rows [first, last) to y with adjacent pixels. */
-static void empty_planes(const gsp_plan *plan, const gspi_product *product, const gspi_runs *runs,
-                         int registers, int64_t first, int64_t last, const char *sums) {
-    const gsp_convolution *c = product->convolution;
-    const gsp_epilogue epilogue = *product->epilogue; /* which no store can change */
-    const float *scales = plan->matrix.scales, *bias = epilogue.bias;
+/* The targets of a tile in y with adjacent pixels. */
+static void out_pixels(const gsp_convolution *c, const gspi_runs *runs, int registers,
+                       gspi_out *out) {
     gspi_piece pieces[GSPI_TILE_SAMPLES];
-    int count = 0, parts = 0;
+    int count = 0;
     for (int r = 0; r < runs->count; r++) {
         const gspi_run *run = &runs->run[r];
         count = add_piece(pieces, count, y_place(c, run) - run->lane, run->lane,
                           run->lane + run->count);
     }
-    int64_t to[GSPI_TILE_SAMPLES];
-    int from[GSPI_TILE_SAMPLES];
-    gspi_v_mask lanes[GSPI_TILE_SAMPLES];
-    for (int v = 0; v < registers; v++)
-        for (int p = 0; p < count; p++) {
+    out->targets = 0;
+    for (int v = 0; v < registers; v++) {
+        gspi_target *target = &out->target[out->targets++]; /* of no lanes if there are none */
+        *target = (gspi_target){.from = v * V_LANES, .lanes = v_mask_of(0)};
+        for (int p = 0, more = 0; p < count; p++) {
             const uint32_t bits =
                 (uint32_t)(pieces[p].lanes >> v * V_LANES) & ((1u << V_LANES) - 1);
             if (bits == 0) continue;
-            to[parts] = pieces[p].from + v * V_LANES;
-            from[parts] = v * V_LANES;
-            lanes[parts++] = v_mask_of(bits);
-        }
-    for (int64_t row = first; row < last; row++, sums += plan->x_stride) {
-        const int64_t channel = row * c->y.channel_step;
-        for (int p = 0; p < parts; p++) {
-            gspi_v sum = v_load((const float *)(const void *)sums + from[p]);
-            if (scales != NULL) sum = v_mul(sum, v_set1(scales[row]));
-            if (bias != NULL) sum = v_add(sum, v_set1(bias[row]));
-            if (epilogue.residual != NULL)
-                sum = v_add(sum, v_load_some(beside(epilogue.residual, channel + to[p]), lanes[p]));
-            sum = v_activate(sum, &epilogue);
-            v_store_some((float *)(uintptr_t)beside(product->y, channel + to[p]), lanes[p], sum);
+            if (more++ > 0) target = &out->target[out->targets++];
+            *target = (gspi_target){pieces[p].from + v * V_LANES, v * V_LANES, v_mask_of(bits)};
         }
     }
 }
 
-/* The same to y with adjacent channels, in squares that are transposed. Sums behind the last row are there, if of no
+/* The sums of rows [first, last) to y with adjacent channels, in squares that are transposed. Sums behind the last row are there, if of no
  * use. */
-static void empty_pixels(const gsp_plan *plan, const gspi_product *product, const gspi_runs *runs,
-                         int registers, int64_t first, int64_t last, const char *sums) {
+static __attribute__((noinline)) void empty_pixels(const gsp_plan *plan,
+                                                   const gspi_product *product,
+                                                   const gspi_runs *runs, int registers,
+                                                   int64_t first, int64_t last, const char *sums) {
     const gsp_convolution *c = product->convolution;
     const gsp_epilogue epilogue = *product->epilogue; /* which no store can change */
     const float *scales = plan->matrix.scales, *bias = epilogue.bias;
@@ -345,14 +323,6 @@ static void empty_pixels(const gsp_plan *plan, const gspi_product *product, cons
             }
         }
     }
-}
-
-static __attribute__((noinline)) void conv_empty(const gsp_plan *plan, const gspi_product *product,
-                                                 const gspi_runs *runs, int registers,
-                                                 int64_t first, int64_t last, const char *sums) {
-    if (product->convolution->y.col_step == 1)
-        empty_planes(plan, product, runs, registers, first, last, sums);
-    else empty_pixels(plan, product, runs, registers, first, last, sums);
 }
 
 #endif

@@ -91,7 +91,8 @@ static void place_strips(const packing *p, int64_t unit, int64_t block, place *a
     sort_items(p, block, begin, items, order);
     for (int i = 0; i < items; i += GSPI_STRIP_ROWS / height) {
         const uint64_t steps = p->counts[begin[order[i]] * p->blocks + block];
-        if (steps == 0 && block > 0) break; /* the first block begins the sums of all rows */
+        /* The first block begins the sums of all rows, the last one ends them. */
+        if (steps == 0 && block > 0 && block < p->blocks - 1) break;
         for (int lane = 0; plan->strips != NULL && lane < GSPI_STRIP_ROWS; lane++) {
             const int item = i + lane / height;
             int64_t row = last;

@@ -13,16 +13,18 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* `rows` rows from `first` on of one strip, `registers` registers each; `stack` of them share their columns. */
+/* `rows` rows from `first` on of one strip, `registers` registers each, the first of them `left`
+ * of the tile; `stack` rows share their columns. */
 INLINE void add_rows(const gsp_plan *plan, const gspi_strip *strip, int first, int rows,
-                     const char *tile, char *sums, bool begin, int registers, int stack) {
+                     const char *tile, char *sums, bool begin, const gspi_out *out, int left,
+                     int registers, int stack) {
     const uint64_t from = strip[0].first * GSPI_STRIP_ROWS + (uint64_t)first,
                    to = strip[1].first * GSPI_STRIP_ROWS + (uint64_t)first;
     const float *values = (const float *)(const void *)plan->packed + from;
     const uint8_t *positions = plan->positions + from, *const last = plan->positions + to;
     const size_t stride = plan->x_stride;
     float *row[4];
-    __m256 sum[4][2 * GSPI_TILE_VECTORS], x[2 * GSPI_TILE_VECTORS];
+    __m256 sum[4][GSPI_TILE_REGISTERS], x[GSPI_TILE_REGISTERS];
     for (int r = 0; r < rows; r++) {
         row[r] = (float *)(void *)(sums + strip->rows[first + r]);
         for (int v = 0; v < registers; v++)
@@ -39,25 +41,31 @@ INLINE void add_rows(const gsp_plan *plan, const gspi_strip *strip, int first, i
                     sum[r][v] = _mm256_fmadd_ps(value, x[v], sum[r][v]);
             }
         }
+    if (out != NULL) {
+        const int shift = __builtin_ctz(plan->x_stride);
+        finish_strip(out, strip->rows + first, shift, rows, sum, left, registers);
+        return;
+    }
     for (int r = 0; r < rows; r++)
         for (int v = 0; v < registers; v++) _mm256_store_ps(row[r] + v * 8, sum[r][v]);
 }
 
 /* Rows at once: as many as leave registers for x and values. Wide tiles of shared columns go in pieces. */
 INLINE void add_strips(const gsp_plan *plan, const gspi_strip *strip, const gspi_strip *end,
-                       const char *tile, char *sums, bool begin, int registers, int stack) {
+                       const char *tile, char *sums, bool begin, const gspi_out *out, int registers,
+                       int stack) {
     const int piece = stack > 1 ? 2 : registers, rows = 8 / piece;
     for (; strip < end; strip++)
         for (int first = 0; first < GSPI_STRIP_ROWS; first += rows)
             for (int v = 0; v < registers; v += piece)
-                add_rows(plan, strip, first, rows, tile + v * 32, sums + v * 32, begin, piece,
-                         stack);
+                add_rows(plan, strip, first, rows, tile + v * 32, sums + v * 32, begin, out, v,
+                         piece, stack);
 }
 
 #define ADD(name, vectors, stack)                                                                  \
     static void name(const gsp_plan *plan, const gspi_strip *strip, const gspi_strip *end,         \
-                     const char *tile, char *sums, bool begin) {                                   \
-        add_strips(plan, strip, end, tile, sums, begin, 2 * (vectors), stack);                     \
+                     const char *tile, char *sums, bool begin, const gspi_out *out) {              \
+        add_strips(plan, strip, end, tile, sums, begin, out, 2 * (vectors), stack);                \
     }
 ADD(fours_1, 1, 1)
 ADD(fours_2, 2, 1)

@@ -26,14 +26,20 @@ INLINE __m128i load_offsets(const uint8_t *positions, __m128i stride) {
     return _mm_mullo_epi16(_mm_cvtepu8_epi16(bytes), stride);
 }
 
+INLINE float *row_of(char *sums, const gspi_strip *strip, int r) {
+    return (float *)(void *)(sums + strip->rows[r]);
+}
+
 /* `stack` rows share their columns. */
 INLINE void add_strips(const gsp_plan *plan, const gspi_strip *strip, const gspi_strip *end,
-                       const char *tile, char *sums, bool begin, int vectors, int stack) {
+                       const char *tile, char *sums, bool begin, const gspi_out *out, int vectors,
+                       int stack) {
     __m512i lane[GSPI_STRIP_ROWS];
     for (int r = 0; r < GSPI_STRIP_ROWS; r++) {
         lane[r] = _mm512_set1_epi32(r);
         __asm__("" : "+v"(lane[r])); /* a register, not a load in every step */
     }
+    const int shift = __builtin_ctz(plan->x_stride);
     const __m128i stride = _mm_set1_epi16((short)plan->x_stride);
     const float *values =
         (const float *)(const void *)plan->packed + strip->first * GSPI_STRIP_ROWS;
@@ -43,13 +49,11 @@ INLINE void add_strips(const gsp_plan *plan, const gspi_strip *strip, const gspi
                         (uint64_t)_mm_extract_epi64(offsets, 1)};
     offsets = load_offsets(positions + GSPI_STRIP_ROWS, stride);
     for (; strip < end; strip++) {
-        float *row[GSPI_STRIP_ROWS];
-        __m512 sum[GSPI_STRIP_ROWS][GSPI_TILE_VECTORS];
-        for (int r = 0; r < GSPI_STRIP_ROWS; r++) {
-            row[r] = (float *)(void *)(sums + strip->rows[r]);
+        __m512 sum[GSPI_STRIP_ROWS][GSPI_TILE_REGISTERS];
+        for (int r = 0; r < GSPI_STRIP_ROWS; r++)
             for (int v = 0; v < vectors; v++)
-                sum[r][v] = begin ? _mm512_setzero_ps() : _mm512_load_ps(row[r] + v * 16);
-        }
+                sum[r][v] =
+                    begin ? _mm512_setzero_ps() : _mm512_load_ps(row_of(sums, strip, r) + v * 16);
         const float *const last = values + (strip[1].first - strip[0].first) * GSPI_STRIP_ROWS;
         for (; values < last; values += GSPI_STRIP_ROWS) {
             const uint64_t at[2] = {next[0], next[1]};
@@ -72,15 +76,20 @@ INLINE void add_strips(const gsp_plan *plan, const gspi_strip *strip, const gspi
                 }
             }
         }
+        if (out != NULL) {
+            finish_strip(out, strip->rows, shift, GSPI_STRIP_ROWS, sum, 0, vectors);
+            continue;
+        }
         for (int r = 0; r < GSPI_STRIP_ROWS; r++)
-            for (int v = 0; v < vectors; v++) _mm512_store_ps(row[r] + v * 16, sum[r][v]);
+            for (int v = 0; v < vectors; v++)
+                _mm512_store_ps(row_of(sums, strip, r) + v * 16, sum[r][v]);
     }
 }
 
 #define ADD(name, vectors, stack)                                                                  \
     static void name(const gsp_plan *plan, const gspi_strip *strip, const gspi_strip *end,         \
-                     const char *tile, char *sums, bool begin) {                                   \
-        add_strips(plan, strip, end, tile, sums, begin, vectors, stack);                           \
+                     const char *tile, char *sums, bool begin, const gspi_out *out) {              \
+        add_strips(plan, strip, end, tile, sums, begin, out, vectors, stack);                      \
     }
 ADD(fours_1, 1, 1)
 ADD(fours_2, 2, 1)

@@ -16,11 +16,9 @@
 #define GSPI_TILE_BYTES 32768
 #define GSPI_PANEL_BYTES 131072
 
-/* Adds the strips in [strip, end) to the sums, or begins the sums with them. */
+/* Adds the strips in [strip, end) to the sums, or begins the sums with them; out NULL, or where they go instead. */
 typedef void gspi_strips(const gsp_plan *plan, const gspi_strip *strip, const gspi_strip *end,
-                         const char *tile, char *sums, bool begin);
-
-#define GSPI_MOST_REGISTERS (GSPI_TILE_VECTORS * GSPI_VECTOR_FLOATS / V_LANES)
+                         const char *tile, char *sums, bool begin, const gspi_out *out);
 
 /* Samples that lie `left` into x and y: count of them, in `registers` registers that need not be full. */
 typedef struct {
@@ -32,7 +30,7 @@ typedef struct {
 GSPI_VECTOR void fill_along(const gspi_product *product, gspi_samples s, int64_t col, int64_t cols,
                             uint32_t stride, char *tile, int registers) {
     const float *from = (const float *)product->x + col * product->x_col + s.left;
-    gspi_v_mask some[GSPI_MOST_REGISTERS];
+    gspi_v_mask some[GSPI_TILE_REGISTERS];
     for (int v = 0; v < registers; v++) some[v] = v_mask(s.count - v * V_LANES);
     const bool full = s.count == registers * V_LANES;
     for (int64_t c = 0; c < cols; c++, from += product->x_col) {
@@ -76,26 +74,12 @@ static __attribute__((noinline)) void fill_tile(const gsp_plan *plan, const gspi
     else fill_along(product, s, col, cols, stride, tile, 2 * GSPI_VECTOR_FLOATS / V_LANES);
 }
 
-/* The sums of rows [first, last) to y [rows][samples]. */
-static __attribute__((noinline)) void empty_along(const gsp_plan *plan, const gspi_product *product,
-                                                  gspi_samples s, int64_t first, int64_t last,
-                                                  const char *sums) {
-    const gsp_epilogue epilogue = *product->epilogue; /* which no store can change */
-    const float *scales = plan->matrix.scales, *bias = epilogue.bias;
-    for (int64_t row = first; row < last; row++, sums += plan->x_stride) {
-        const int64_t at = row * product->y_row + s.left;
-        for (int v = 0; v < s.registers; v++) {
-            const gspi_v_mask some = v_mask(s.count - v * V_LANES);
-            gspi_v sum = v_load((const float *)sums + v * V_LANES);
-            if (scales != NULL) sum = v_mul(sum, v_set1(scales[row]));
-            if (bias != NULL) sum = v_add(sum, v_set1(bias[row]));
-            if (epilogue.residual != NULL)
-                sum = v_add(sum,
-                            v_load_some((const float *)epilogue.residual + at + v * V_LANES, some));
-            sum = v_activate(sum, &epilogue);
-            v_store_some((float *)product->y + at + v * V_LANES, some, sum);
-        }
-    }
+/* Where the samples of y lie that a plain product has in its registers. */
+static void out_along(gspi_samples s, gspi_out *out) {
+    out->targets = s.registers;
+    for (int v = 0; v < s.registers; v++)
+        out->target[v] =
+            (gspi_target){s.left + v * V_LANES, v * V_LANES, v_mask(s.count - v * V_LANES)};
 }
 
 /* The sums of rows [first, last) to y [samples][rows], in squares that are transposed. Sums behind the last row are
@@ -136,6 +120,13 @@ static void spmm_fours(const gsp_plan *plan, const gspi_product *product, int64_
     _Alignas(64) char panel[GSPI_PANEL_BYTES + GSPI_TILE_VECTORS * 64]; /* and a row of no use */
     const gsp_convolution *conv = product->convolution;
     gspi_runs runs;
+    gspi_out out = {.y = product->y,
+                    .epilogue = *product->epilogue,
+                    .scales = plan->matrix.scales,
+                    .row_step = conv != NULL ? conv->y.channel_step : product->y_row,
+                    .rows = plan->matrix.rows};
+    const bool along = conv != NULL ? conv->y.col_step == 1 : product->y_sample == 1;
+    const bool clamps = out_clamps(&out);
     const int64_t most = plan->x_stride / 64;
     const int64_t vectors = gspi_ceil_div(product->samples, GSPI_VECTOR_FLOATS);
     const int64_t tiles = gspi_ceil_div(vectors, most);
@@ -150,17 +141,24 @@ static void spmm_fours(const gsp_plan *plan, const gspi_product *product, int64_
             s.count = gspi_min((to - from) * GSPI_VECTOR_FLOATS, product->samples - s.left);
             s.registers = (int)(to - from) * (GSPI_VECTOR_FLOATS / V_LANES);
             if (conv != NULL) cut_runs(conv, product->first + s.left, s.count, &runs);
+            if (along && conv != NULL) out_pixels(conv, &runs, s.registers, &out);
+            else if (along) out_along(s, &out);
+            const bool direct = along && clamps && out.targets == s.registers;
             for (int64_t block = 0; block < plan->blocks; block++) {
                 if (conv == NULL) fill_tile(plan, product, s, block, tile);
                 else conv_fill(plan, product, &runs, block, tile, s.registers);
                 for (int64_t unit = begin; unit < end; unit++) {
                     const uint64_t *start = plan->start + unit * plan->blocks + block;
+                    out.first = unit * GSPI_UNIT_ROWS;
                     add[to - from - 1](plan, plan->strips + start[0], plan->strips + start[1], tile,
-                                       panel + (unit - begin) * unit_bytes, block == 0);
+                                       panel + (unit - begin) * unit_bytes, block == 0,
+                                       direct && block == plan->blocks - 1 ? &out : NULL);
                 }
             }
-            if (conv != NULL) conv_empty(plan, product, &runs, s.registers, row, last_row, panel);
-            else if (product->y_sample == 1) empty_along(plan, product, s, row, last_row, panel);
+            if (direct) continue;
+            if (along) finish_rows(&out, row, last_row, panel, plan->x_stride);
+            else if (conv != NULL)
+                empty_pixels(plan, product, &runs, s.registers, row, last_row, panel);
             else empty_across(plan, product, s, row, last_row, panel);
         }
     }

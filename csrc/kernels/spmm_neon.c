@@ -29,16 +29,18 @@ GSPI_VECTOR gspi_v add_lane(gspi_v sum, gspi_v x, gspi_v value, int lane) {
     }
 }
 
-/* `rows` rows from `first` on of one strip, `registers` registers each; `stack` of them share their columns. */
+/* `rows` rows from `first` on of one strip, `registers` registers each, the first of them `left`
+ * of the tile; `stack` rows share their columns. */
 GSPI_VECTOR void add_rows(const gsp_plan *plan, const gspi_strip *strip, int first, int rows,
-                          const char *tile, char *sums, bool begin, int registers, int stack) {
+                          const char *tile, char *sums, bool begin, const gspi_out *out, int left,
+                          int registers, int stack) {
     const uint64_t from = strip[0].first * GSPI_STRIP_ROWS + (uint64_t)first,
                    to = strip[1].first * GSPI_STRIP_ROWS + (uint64_t)first;
     const float *values = (const float *)(const void *)plan->packed + from;
     const uint8_t *positions = plan->positions + from, *const last = plan->positions + to;
     const size_t stride = plan->x_stride;
     float *row[4];
-    gspi_v sum[4][GSPI_MOST_REGISTERS];
+    gspi_v sum[4][GSPI_TILE_REGISTERS];
     for (int r = 0; r < rows; r++) {
         row[r] = (float *)(void *)(sums + strip->rows[first + r]);
         for (int v = 0; v < registers; v++)
@@ -56,25 +58,31 @@ GSPI_VECTOR void add_rows(const gsp_plan *plan, const gspi_strip *strip, int fir
             }
         }
     }
+    if (out != NULL) {
+        const int shift = __builtin_ctz(plan->x_stride);
+        finish_strip(out, strip->rows + first, shift, rows, sum, left, registers);
+        return;
+    }
     for (int r = 0; r < rows; r++)
         for (int v = 0; v < registers; v++) v_store(row[r] + v * V_LANES, sum[r][v]);
 }
 
 /* Rows at once: as many as leave registers for x and values. Wide tiles of shared columns go in pieces. */
 GSPI_VECTOR void add_strips(const gsp_plan *plan, const gspi_strip *strip, const gspi_strip *end,
-                            const char *tile, char *sums, bool begin, int registers, int stack) {
+                            const char *tile, char *sums, bool begin, const gspi_out *out,
+                            int registers, int stack) {
     const int piece = stack > 1 ? 4 : registers, rows = 16 / piece;
     for (; strip < end; strip++)
         for (int first = 0; first < GSPI_STRIP_ROWS; first += rows)
             for (int v = 0; v < registers; v += piece)
-                add_rows(plan, strip, first, rows, tile + v * 16, sums + v * 16, begin, piece,
-                         stack);
+                add_rows(plan, strip, first, rows, tile + v * 16, sums + v * 16, begin, out, v,
+                         piece, stack);
 }
 
 #define ADD(name, vectors, stack)                                                                  \
     static void name(const gsp_plan *plan, const gspi_strip *strip, const gspi_strip *end,         \
-                     const char *tile, char *sums, bool begin) {                                   \
-        add_strips(plan, strip, end, tile, sums, begin, 4 * (vectors), stack);                     \
+                     const char *tile, char *sums, bool begin, const gspi_out *out) {              \
+        add_strips(plan, strip, end, tile, sums, begin, out, 4 * (vectors), stack);                \
     }
 ADD(fours_1, 1, 1)
 ADD(fours_2, 2, 1)

@@ -1,0 +1,124 @@
+/* SpMM: sizes of a tile, and the way of sums to y. */
+#ifndef SPMM_TILE_H
+#define SPMM_TILE_H
+
+#include <math.h>
+
+#include "gsp_activation.h"
+
+#define GSPI_VECTOR_FLOATS                                                                         \
+    16 /* of the 64 bytes in which tiles are counted, whatever the registers */
+#define GSPI_TILE_SAMPLES (GSPI_TILE_VECTORS * GSPI_VECTOR_FLOATS) /* at most 64: a bit for each */
+#define GSPI_TILE_REGISTERS (GSPI_TILE_SAMPLES / V_LANES)
+
+/* Pointers to before and behind an array are only used under masks. */
+GSPI_VECTOR const float *beside(const float *array, int64_t offset) {
+    return (const float *)((uintptr_t)array + (uintptr_t)offset * sizeof(float));
+}
+
+/* Lanes of one register of sums that lie together in y: at y[row * row_step + at + lane]. */
+typedef struct {
+    int64_t at;
+    int from; /* the first sample of the register in the tile */
+    gspi_v_mask lanes;
+} gspi_target;
+
+/* Where the sums of a tile go, along the samples. With as many targets as registers, the one of register v is v. */
+typedef struct {
+    float *y;
+    gsp_epilogue epilogue; /* a copy, which no store can change */
+    float low, high;
+    const float *scales, *bias; /* NULL; bias[row * bias_step] */
+    int64_t bias_step;
+    int64_t row_step;
+    int64_t first, rows; /* rows of the matrix: the first one of the unit, and all */
+    int targets;
+    gspi_target target[GSPI_TILE_SAMPLES];
+} gspi_out;
+
+/* Whether the activation is none or a clamp, which strips apply to their registers: out->low and high say which. Others
+ * would be compiled for every register, and are applied to sums in the panel. */
+static bool out_clamps(gspi_out *out) {
+    const gsp_epilogue *epilogue = &out->epilogue;
+    static const float none = 0;
+    out->bias = epilogue->bias == NULL ? &none : epilogue->bias;
+    out->bias_step = epilogue->bias != NULL;
+    out->low = -INFINITY;
+    out->high = INFINITY;
+    switch (epilogue->activation) {
+    case GSP_NONE: return true;
+    case GSP_RELU: out->low = 0; return true;
+    case GSP_CLAMP:
+        out->low = (float)epilogue->low;
+        out->high = (float)epilogue->high;
+        return true;
+    default: return false;
+    }
+}
+
+/* Rows of a strip, from their registers: sums[r] is row out->first + (rows[r] >> shift), if there is one, and sums[r][v]
+ * goes to target first + v. Inlined where `count`, `registers` and `plain` (no scales, no residual) are constants. */
+GSPI_VECTOR void finish_strip_of(const gspi_out *out, const uint16_t *rows, int shift, int count,
+                                 const gspi_v (*sums)[GSPI_TILE_REGISTERS], int first,
+                                 int registers, bool plain) {
+    const gspi_v low = v_set1(out->low), high = v_set1(out->high);
+    const int64_t row_step = out->row_step;
+    const uint64_t end = (uint64_t)gspi_min(GSPI_UNIT_ROWS, out->rows - out->first);
+    float *const y = out->y + out->first * row_step;
+    const float *const bias = out->bias + out->first * out->bias_step;
+    const int64_t bias_step = out->bias_step;
+    int64_t at[GSPI_TILE_REGISTERS];
+    gspi_v_mask lanes[GSPI_TILE_REGISTERS];
+    for (int v = 0; v < registers; v++) {
+        at[v] = out->target[first + v].at;
+        lanes[v] = out->target[first + v].lanes;
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < count; r++) {
+        const uint64_t row = rows[r] >> shift;
+        if (__builtin_expect(row >= end, 0)) continue;
+        const gspi_v add = v_set1(bias[(int64_t)row * bias_step]);
+        const int64_t line = (int64_t)row * row_step;
+#pragma GCC unroll 4
+        for (int v = 0; v < registers; v++) {
+            gspi_v sum = sums[r][v];
+            if (!plain && out->scales != NULL)
+                sum = v_mul(sum, v_set1(out->scales[out->first + (int64_t)row]));
+            sum = v_add(sum, add);
+            if (!plain && out->epilogue.residual != NULL)
+                sum = v_add(sum, v_load_some(beside(out->epilogue.residual,
+                                                    out->first * row_step + line + at[v]),
+                                             lanes[v]));
+            sum = v_min(high, v_max(low, sum));
+            v_store_some((float *)(uintptr_t)beside(y, line + at[v]), lanes[v], sum);
+        }
+    }
+}
+
+GSPI_VECTOR void finish_strip(const gspi_out *out, const uint16_t *rows, int shift, int count,
+                              const gspi_v (*sums)[GSPI_TILE_REGISTERS], int first, int registers) {
+    if (out->scales == NULL && out->epilogue.residual == NULL)
+        finish_strip_of(out, rows, shift, count, sums, first, registers, true);
+    else finish_strip_of(out, rows, shift, count, sums, first, registers, false);
+}
+
+/* Rows [first, last) of the matrix, whose sums lie `stride` bytes apart: y = activation(scale * sum + bias + residual),
+ * for any activation and targets. */
+static __attribute__((noinline)) void finish_rows(const gspi_out *out, int64_t first, int64_t last,
+                                                  const char *sums, uint32_t stride) {
+    const float *bias = out->epilogue.bias, *residual = out->epilogue.residual;
+    for (int64_t row = first; row < last; row++, sums += stride)
+        for (int i = 0; i < out->targets; i++) {
+            const gspi_target *target = &out->target[i];
+            const int64_t at = row * out->row_step + target->at;
+            gspi_v sum = v_load((const float *)(const void *)sums + target->from);
+            if (out->scales != NULL) sum = v_mul(sum, v_set1(out->scales[row]));
+            if (bias != NULL) sum = v_add(sum, v_set1(bias[row]));
+            if (residual != NULL)
+                sum = v_add(sum, v_load_some(beside(residual, at), target->lanes));
+            sum = v_activate(sum, &out->epilogue);
+            v_store_some((float *)(uintptr_t)beside(out->y, at), target->lanes, sum);
+        }
+}
+
+#endif
