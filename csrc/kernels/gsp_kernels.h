@@ -63,6 +63,12 @@ typedef struct gspi_strip {
     uint16_t rows[GSPI_STRIP_ROWS];
 } gspi_strip;
 
+/* GSPI_TABLES: the quads of a unit. First those across, whose four steps belong to the four strips and share a table;
+ * then those along one strip after the other, of four steps with a table each. `table`: the first of the unit. */
+typedef struct gspi_four {
+    uint64_t table, across, along[4];
+} gspi_four;
+
 struct gsp_plan {
     gsp_context *context;
     const gspi_entry *entry;
@@ -74,8 +80,8 @@ struct gsp_plan {
 
     /* All but GSPI_STORED. Unit u has the items [start[u], start[u + 1]). An item is
      *   GSPI_TABLES: a quad: `lanes` words, each the table positions of four slots in four bytes, then 4 x lanes
-     *       floats. Of the first `fours` units each is four strips, and tables[item] says where the table of a quad
-     *       begins in x. The others are one strip each, their quads four steps, with four tables.
+     *       floats. A unit is four strips, and fours[unit] says which of its quads are whose. tables[] has where the
+     *       tables of a quad begin in x.
      *   GSPI_GATHER: a quad: 4 x lanes columns, then 4 x lanes floats
      *   GSPI_WIDE, GSPI_TALL: a run: `lanes` floats for each part of the row of blocks, in packed[unit][part][run];
      *       a part is a row, or `lanes` rows; tables[item] is where the run begins in x */
@@ -83,7 +89,7 @@ struct gsp_plan {
     unsigned char *packed;
     uint32_t *tables;
     uint32_t *row_map; /* place -> row; NULL for the natural order */
-    int64_t fours;
+    gspi_four *fours;
     int64_t per_row; /* GSPI_TABLES: 1, or 4 neighbouring lanes are slots of one row */
 
     /* x as the kernel sees it: x_size entries, in a copy if cols are fewer; bank_stride > 0: in a copy where place i
@@ -100,12 +106,6 @@ struct gsp_plan {
     int64_t blocks, block_cols;
     uint32_t x_stride;
 };
-
-/* GSPI_TABLES: where the tables of an item begin. */
-static inline uint64_t gspi_table_of(const gsp_plan *plan, uint64_t item) {
-    const uint64_t along = plan->start[plan->fours];
-    return item < along ? item : along + 4 * (item - along);
-}
 
 #define GSPI_UNIT_ROWS 128
 #define GSPI_TILE_VECTORS 2 /* of 64 bytes: 32 samples, and x_stride is 64 or 128 */

@@ -86,7 +86,7 @@ void gsp_plan_destroy(gsp_plan *plan) {
     const void *const owned[] = {plan->matrix.values, plan->matrix.indices,   plan->matrix.indptr,
                                  plan->matrix.scales, plan->matrix.row_order, plan->start,
                                  plan->packed,        plan->tables,           plan->row_map,
-                                 plan->strips,        plan->positions};
+                                 plan->strips,        plan->positions,        plan->fours};
     for (size_t i = 0; i < sizeof owned / sizeof owned[0]; i++)
         gspi_free(context, (void *)(uintptr_t)owned[i]);
     gspi_free(context, plan);

@@ -9,7 +9,8 @@
  *
  * Four strips may take a step together, with one window for all (a quad across), or one strip four steps with a window
  * each (a quad along). Quads across load fewer tables; quads along pad less where rows differ. Rows come fullest
- * first, so most strips are alike, and each four of strips is laid out as is cheaper. */
+ * first, so most strips are alike. Of four that are not, steps that only one or two take go along; or all steps do,
+ * each strip in windows of its own, as is cheaper. */
 #include <math.h>
 #include <string.h>
 
@@ -19,9 +20,10 @@
 /* Strips whose quads are counted to choose a kernel: as many fours of strips, in so many parts. */
 #define SAMPLED 8
 #define PARTS 4
-/* What quads along cost beside those across, and tables that may lie in two cache lines beside those that do not:
- * measured as the costs of kernels.inc. */
+/* What quads along cost beside those across, having both kinds, and tables that may lie in two cache lines beside
+ * those that do not: measured as the costs of kernels.inc. */
 #define ALONG 1.4f
+#define BOTH 8.0f
 #define UNALIGNED 1.15f
 /* Bytes of rows that are loaded ahead: part of a second cache. */
 #define NEAR (256 << 10)
@@ -112,8 +114,8 @@ static void move_columns(columns *c, int64_t first) {
     c->last = last;
 }
 
-/* A step: takes the first elements of each row, one or four, out of a window. */
-GSPI_INLINE void take_window(uint64_t *here, int64_t width, int64_t per_row) {
+/* A step: takes the first elements of each row, one or four, out of a window; gives the rows that have any. */
+GSPI_INLINE uint64_t take_window(uint64_t *here, int64_t width, int64_t per_row) {
     uint64_t once = 0, twice = 0, thrice = 0, full = 0; /* rows of which so many are taken */
     for (int64_t i = 0; i < width; i++) {
         const uint64_t rows = here[i];
@@ -127,21 +129,44 @@ GSPI_INLINE void take_window(uint64_t *here, int64_t width, int64_t per_row) {
         }
         once |= rows;
     }
+    return once;
 }
 
-/* Steps that rows [first, last) of the list take together. */
-GSPI_INLINE int64_t count_steps_of(const gspi_rows *list, int64_t first, int64_t last,
-                                   const windows *w, int64_t width, int64_t per_row) {
+/* How four strips are laid out: quads across, and quads along each. */
+typedef struct {
+    int64_t across, along[4];
+} layout;
+
+static int64_t quads_along(const layout *l) {
+    return l->along[0] + l->along[1] + l->along[2] + l->along[3];
+}
+
+/* In quads across. */
+static float cost_of(const layout *l) {
+    const int64_t along = quads_along(l);
+    return (float)l->across + ALONG * (float)along + (l->across > 0 && along > 0 ? BOTH : 0);
+}
+
+/* Whether a step goes along that so many strips take. Sums of several slots of a row are only brought together
+ * across. */
+GSPI_INLINE bool goes_along(int strips, int64_t per_row) { return strips <= 2 && per_row == 1; }
+
+/* How rows [first, last) of the list, `rows` to a strip, are laid out in windows for all of them: with quads along, or
+ * all across if that is cheaper. */
+GSPI_INLINE layout count_steps_of(const gspi_rows *list, int64_t first, int64_t last, int64_t rows,
+                                  const windows *w, int64_t width, int64_t per_row) {
     columns c;
     begin_front(list, first, last, last - first, &c.front);
     memset(c.nothing, 0, sizeof c.nothing);
     c.first = c.last = 0;
+    const uint64_t strip = ((uint64_t)1 << rows) - 1;
+    layout l = {0};
     int64_t steps = 0;
     for (uint64_t *at = c.here, *end = at;; steps++) {
         while (at < end && *at == 0) at++;
         if (at == end) {
             const int64_t least = least_key(&c.front);
-            if (least == GSPI_NO_KEY) return steps;
+            if (least == GSPI_NO_KEY) break;
             move_columns(&c, least);
             at = c.here;
         }
@@ -151,18 +176,27 @@ GSPI_INLINE int64_t count_steps_of(const gspi_rows *list, int64_t first, int64_t
             at = c.here;
         }
         end = c.here + (c.last - c.first);
-        take_window(c.here + (begin - c.first), width, per_row);
+        const uint64_t taken = take_window(c.here + (begin - c.first), width, per_row);
+        int strips = 0;
+        for (int i = 0; i < 4; i++) strips += (taken >> i * rows & strip) != 0;
+        if (goes_along(strips, per_row))
+            for (int i = 0; i < 4; i++) l.along[i] += (taken >> i * rows & strip) != 0;
+        else l.across++;
     }
+    for (int i = 0; i < 4; i++) l.along[i] = gspi_ceil_div(l.along[i], 4);
+    const layout all_across = {.across = steps};
+    return l.across > 0 && cost_of(&all_across) <= cost_of(&l) ? all_across : l;
 }
 
 /* Compiled for all widths of tables that there are, so that the loop over a window does not end by a guess. */
-static int64_t count_steps(const gspi_rows *list, int64_t first, int64_t last, const windows *w) {
+static layout count_steps(const gspi_rows *list, int64_t first, int64_t last, int64_t rows,
+                          const windows *w) {
     switch (w->per_row == 1 ? w->width : -w->width) {
-    case 8: return count_steps_of(list, first, last, w, 8, 1);
-    case 16: return count_steps_of(list, first, last, w, 16, 1);
-    case 32: return count_steps_of(list, first, last, w, 32, 1);
-    case 64: return count_steps_of(list, first, last, w, 64, 1);
-    default: return count_steps_of(list, first, last, w, w->width, 4);
+    case 8: return count_steps_of(list, first, last, rows, w, 8, 1);
+    case 16: return count_steps_of(list, first, last, rows, w, 16, 1);
+    case 32: return count_steps_of(list, first, last, rows, w, 32, 1);
+    case 64: return count_steps_of(list, first, last, rows, w, 64, 1);
+    default: return count_steps_of(list, first, last, rows, w, w->width, w->per_row);
     }
 }
 
@@ -170,43 +204,49 @@ static int64_t strip_rows(const gspi_entry *entry, int64_t per_row) {
     return entry->lanes / per_row;
 }
 
+/* Elements of the row, as steps that it must take. */
+static int64_t least_steps(const gspi_rows *list, int64_t row) {
+    return (int64_t)(list->start[row + 1] - list->start[row] - 1);
+}
+
 /* Quads of the strip from row `first`, its fullest, on, if all its rows can go on in every step. */
 static int64_t least_quads(const gspi_rows *list, int64_t first) {
-    return (int64_t)((list->start[first + 1] - list->start[first] + 2) / 4);
+    return gspi_ceil_div(least_steps(list, first), 4);
 }
 
 /* What rows [first, last), at most four strips, cost at least, in quads across. */
 static float least_cost(const gspi_rows *list, int64_t first, int64_t last, int64_t rows,
                         const windows *w) {
     if (w->per_row > 1) return (float)least_quads(list, first);
-    int64_t along = 0;
-    for (int64_t strip = first; strip < last; strip += rows) along += least_quads(list, strip);
-    return fminf((float)(list->start[first + 1] - list->start[first] - 1), (float)along * ALONG);
+    int64_t steps[4] = {0}, along = 0;
+    for (int i = 0; first + i * rows < last; i++) {
+        steps[i] = least_steps(list, first + i * rows);
+        along += least_quads(list, first + i * rows);
+    }
+    /* Of those with both kinds, the cheapest goes along where only the two fullest strips are left. */
+    const int64_t rest = steps[0] + steps[1] - 2 * steps[2];
+    const float both = (float)steps[2] + (float)rest * (ALONG / 4) + BOTH;
+    return fminf(fminf((float)steps[0], both), (float)along * ALONG);
 }
 
-/* Quads along for the strips of rows [first, last); -1 once they are known to be more than `most`. */
-static int64_t count_along(const gspi_rows *list, int64_t first, int64_t last, int64_t rows,
-                           const windows *w, float most) {
+/* How rows [first, last), at most four strips, are laid out for the least cost. Without quads across, each strip has
+ * windows of its own. */
+static layout count_quads(const gspi_rows *list, int64_t first, int64_t last,
+                          const gspi_entry *entry, const windows *w) {
+    const int64_t rows = strip_rows(entry, w->per_row);
+    const layout together = count_steps(list, first, last, rows, w);
+    if (w->per_row > 1) return together;
+    /* Stops as soon as it cannot be cheaper. */
+    const float most = together.across > 0 ? cost_of(&together) / ALONG : INFINITY;
+    layout apart = {0};
     int64_t quads = 0;
-    for (int64_t strip = first; strip < last; strip += rows) quads += least_quads(list, strip);
-    for (int64_t strip = first; strip < last && (float)quads < most; strip += rows)
-        quads += gspi_ceil_div(count_steps(list, strip, gspi_min(strip + rows, last), w), 4) -
-                 least_quads(list, strip);
-    return (float)quads < most ? quads : -1;
-}
-
-/* How rows [first, last), at most four strips, are laid out for the least cost: *along says which way, and the result
- * is the number of quads. */
-static int64_t count_quads(const gspi_rows *list, int64_t first, int64_t last,
-                           const gspi_entry *entry, const windows *w, bool *along) {
-    *along = false;
-    const int64_t across = count_steps(list, first, last, w);
-    /* Sums of several slots of a row are only brought together across. */
-    if (w->per_row > 1) return across;
-    const int64_t quads =
-        count_along(list, first, last, strip_rows(entry, w->per_row), w, (float)across / ALONG);
-    *along = quads >= 0;
-    return *along ? quads : across;
+    for (int i = 0; first + i * rows < last; i++) quads += least_quads(list, first + i * rows);
+    for (int i = 0; first + i * rows < last && (float)quads < most; i++) {
+        const int64_t from = first + i * rows, to = gspi_min(from + rows, last);
+        apart.along[i] = count_steps(list, from, to, rows, w).along[0];
+        quads += apart.along[i] - least_quads(list, from);
+    }
+    return (float)quads < most ? apart : together;
 }
 
 /* ----------------------------------------------------------------- choice */
@@ -244,9 +284,8 @@ static void count_part(const gspi_rows *list, int64_t x_size, candidate *c) {
     for (int64_t i = c->parts++; i < sampled; i += PARTS) {
         const int64_t first = (2 * i + 1) * fours / (2 * sampled) * 4 * strip,
                       last = gspi_min(first + 4 * strip, list->rows);
-        bool along;
-        const int64_t quads = count_quads(list, first, last, entry, &w, &along);
-        c->quads += (float)quads * (along ? ALONG : 1);
+        const layout l = count_quads(list, first, last, entry, &w);
+        c->quads += cost_of(&l);
         c->least += least_cost(list, first, last, strip, &w);
     }
     if (c->least > 0) c->cost = c->bound * c->quads / c->least;
@@ -269,6 +308,10 @@ static int list_candidates(const gsp_matrix *matrix, gsp_backend backend, const 
         c.parts = 0;
         const int first = count;
         candidates[count++] = c;
+        /* Where masks are balanced over windows in fixed places, rows of unlike counts differ in whole steps, which go
+         * along. */
+        c.grain = entry->width;
+        if (matrix->pattern.kind == GSP_GS && entry->width > entry->lanes) candidates[count++] = c;
         c.grain = entry->lanes;
         candidates[count++] = c;
         c.per_row = 4;
@@ -284,7 +327,7 @@ static int list_candidates(const gsp_matrix *matrix, gsp_backend backend, const 
  * masks, which have no padding, need a single count. */
 static candidate choose(const gsp_matrix *matrix, gsp_backend backend, const gspi_rows *list,
                         int64_t x_size) {
-    candidate candidates[3 * MAX_ENTRIES];
+    candidate candidates[4 * MAX_ENTRIES];
     const int count = list_candidates(matrix, backend, list, x_size, candidates);
     for (;;) {
         candidate *best = &candidates[0];
@@ -297,154 +340,165 @@ static candidate choose(const gsp_matrix *matrix, gsp_backend backend, const gsp
 
 /* ---------------------------------------------------------------- packing */
 
-/* Rows of the list that make a unit of the plan, and its quads. */
+/* Where the next step of quads along goes. */
 typedef struct {
-    int64_t first, last;
-    uint64_t quads;
-} unit;
+    unsigned char *quad;
+    uint32_t *tables;
+    int64_t steps; /* so far */
+} along_end;
 
-/* Packs a unit into its quads; tables [steps]. With several slots to a row, row r is in strip r % 4: so the sums
- * come out in order. */
-GSPI_INLINE void pack_steps_of(const gspi_rows *list, const unit *u, const windows *w,
-                               unsigned char *quad, uint32_t *tables, int64_t lanes,
-                               int64_t per_row, bool along) {
-    const int64_t strips = along ? 1 : 4, steps = (int64_t)u->quads * (along ? 4 : 1);
+/* The next elements of one strip, as far as they are in the window, as a step. */
+GSPI_INLINE void pack_step_along(front *f, int64_t first, int32_t begin, int32_t end, along_end *to,
+                                 int64_t lanes, int32_t *least) {
+    const int64_t step = to->steps % 4;
+    float *values = (float *)(to->quad + 4 * lanes) + step * lanes;
+    *least = GSPI_NO_KEY;
+    for (int64_t lane = 0; lane < lanes; lane++) {
+        /* Whether a slot is used is hard to predict: masks instead of branches. */
+        const gspi_element *at = f->at[first + lane];
+        const uint32_t here = at->key < end, mask = -here;
+        uint32_t bits;
+        memcpy(&bits, &at->value, sizeof bits);
+        bits &= mask;
+        memcpy(&values[lane], &bits, sizeof bits);
+        to->quad[4 * lane + step] = (unsigned char)((uint32_t)(at->key - begin) & mask);
+        at += here;
+        f->at[first + lane] = at;
+        *least = at->key < *least ? at->key : *least;
+    }
+    to->tables[to->steps++] = (uint32_t)begin;
+    if (step == 3) to->quad += gspi_quad_bytes(GSPI_TABLES, (int)lanes);
+}
+
+/* The same for all four strips. With several slots to a row, row r is in strip r % 4: so the sums come out in
+ * order. */
+GSPI_INLINE void pack_step_across(front *f, int32_t begin, int32_t end, unsigned char *quad,
+                                  int64_t lanes, int64_t per_row, int32_t least[4]) {
+    float *values = (float *)(quad + 4 * lanes);
+    for (int strip = 0; strip < 4; strip++) least[strip] = GSPI_NO_KEY;
+    for (int64_t lane = 0; lane < lanes; lane++) {
+        uint32_t word = 0;
+        for (int strip = 0; strip < 4; strip++) {
+            const int64_t row = per_row > 1 ? lane / per_row * 4 + strip : strip * lanes + lane;
+            const gspi_element *at = f->at[row];
+            const uint32_t here = at->key < end, mask = -here;
+            uint32_t bits;
+            memcpy(&bits, &at->value, sizeof bits);
+            bits &= mask;
+            memcpy(&values[strip * lanes + lane], &bits, sizeof bits);
+            word |= ((uint32_t)(at->key - begin) & mask) << 8 * strip;
+            at += here;
+            f->at[row] = at;
+            if (lane % per_row == per_row - 1)
+                least[strip] = at->key < least[strip] ? at->key : least[strip];
+        }
+        ((uint32_t *)quad)[lane] = word;
+    }
+}
+
+/* Packs rows [first, last) as `four` says into its quads and tables. */
+GSPI_INLINE void pack_four_of(const gspi_rows *list, int64_t first, int64_t last, const windows *w,
+                              const gspi_four *four, unsigned char *quad, uint32_t *tables,
+                              int64_t lanes, int64_t per_row) {
+    const size_t quad_bytes = gspi_quad_bytes(GSPI_TABLES, (int)lanes);
     front f;
-    begin_front(list, u->first, u->last, strips * lanes / per_row, &f);
-    int32_t least[4] = {(int32_t)least_key(&f), GSPI_NO_KEY, GSPI_NO_KEY, GSPI_NO_KEY};
-    for (int64_t step = 0; step < steps; step++) {
-        for (int64_t strip = 1; strip < strips; strip++)
-            least[0] = least[strip] < least[0] ? least[strip] : least[0];
-        /* The last quad along may have more steps than there is work for. */
-        const int32_t begin = least[0] == GSPI_NO_KEY ? 0 : (int32_t)window_at(w, least[0]);
-        const int32_t end = begin + (int32_t)w->width;
-        tables[step] = (uint32_t)begin;
-        unsigned char *bytes = quad;
-        float *values = (float *)(quad + 4 * lanes);
-        if (along) {
-            bytes += step % 4;
-            values += step % 4 * lanes;
+    int32_t least[4];
+    along_end ends[4];
+    unsigned char *at = quad + four->across * quad_bytes;
+    uint32_t *table = tables + four->across;
+    begin_front(list, first, last, 4 * lanes / per_row, &f);
+    for (int strip = 0; strip < 4; strip++) {
+        ends[strip] = (along_end){at, table, 0};
+        least[strip] = GSPI_NO_KEY;
+        for (int64_t i = strip * lanes / per_row; i < (strip + 1) * lanes / per_row; i++)
+            least[strip] = f.at[i]->key < least[strip] ? f.at[i]->key : least[strip];
+        /* The last quad may have more steps than there is work for. */
+        memset(at, 0, four->along[strip] * quad_bytes);
+        memset(table, 0, 4 * four->along[strip] * sizeof *table);
+        at += four->along[strip] * quad_bytes;
+        table += 4 * four->along[strip];
+    }
+    const bool both = table > tables + four->across;
+    for (int strip = 0; four->across == 0 && strip < 4; strip++)
+        while (least[strip] != GSPI_NO_KEY) {
+            const int32_t begin = (int32_t)window_at(w, least[strip]);
+            pack_step_along(&f, strip * lanes, begin, begin + (int32_t)w->width, &ends[strip],
+                            lanes, &least[strip]);
         }
-        for (int64_t strip = 0; strip < strips; strip++) least[strip] = GSPI_NO_KEY;
-        for (int64_t lane = 0; lane < lanes; lane++) {
-            uint32_t word = 0;
-            for (int64_t strip = 0; strip < strips; strip++) {
-                const int64_t row =
-                    per_row > 1 ? lane / per_row * strips + strip : strip * lanes + lane;
-                /* Whether a slot is used is hard to predict: masks instead of branches. */
-                const gspi_element *at = f.at[row];
-                const uint32_t here = at->key < end, mask = -here;
-                uint32_t bits;
-                memcpy(&bits, &at->value, sizeof bits);
-                bits &= mask;
-                memcpy(&values[strip * lanes + lane], &bits, sizeof bits);
-                word |= ((uint32_t)(at->key - begin) & mask) << 8 * strip;
-                at += here;
-                f.at[row] = at;
-                if (lane % per_row == per_row - 1)
-                    least[strip] = at->key < least[strip] ? at->key : least[strip];
-            }
-            if (along) bytes[4 * lane] = (unsigned char)word;
-            else ((uint32_t *)bytes)[lane] = word;
+    for (;;) {
+        int32_t all = GSPI_NO_KEY;
+        for (int strip = 0; strip < 4; strip++) all = least[strip] < all ? least[strip] : all;
+        if (all == GSPI_NO_KEY) return;
+        const int32_t begin = (int32_t)window_at(w, all), end = begin + (int32_t)w->width;
+        int strips = 0;
+        for (int strip = 0; strip < 4; strip++) strips += least[strip] < end;
+        if (both && goes_along(strips, per_row)) {
+            for (int strip = 0; strip < 4; strip++)
+                if (least[strip] < end)
+                    pack_step_along(&f, strip * lanes, begin, end, &ends[strip], lanes,
+                                    &least[strip]);
+        } else {
+            *tables++ = (uint32_t)begin;
+            pack_step_across(&f, begin, end, quad, lanes, per_row, least);
+            quad += quad_bytes;
         }
-        if (!along || step % 4 == 3) quad += gspi_quad_bytes(GSPI_TABLES, (int)lanes);
     }
 }
 
-GSPI_INLINE void pack_lanes(const gspi_rows *list, const unit *u, const windows *w, int64_t lanes,
-                            bool along, unsigned char *quad, uint32_t *tables) {
-    if (along) pack_steps_of(list, u, w, quad, tables, lanes, 1, true);
-    else if (w->per_row == 1) pack_steps_of(list, u, w, quad, tables, lanes, 1, false);
-    else pack_steps_of(list, u, w, quad, tables, lanes, 4, false);
+GSPI_INLINE void pack_lanes(const gspi_rows *list, int64_t first, int64_t last, const windows *w,
+                            const gspi_four *four, unsigned char *quad, uint32_t *tables,
+                            int64_t lanes) {
+    if (w->per_row > 1) pack_four_of(list, first, last, w, four, quad, tables, lanes, 4);
+    else pack_four_of(list, first, last, w, four, quad, tables, lanes, 1);
 }
 
-static void pack_steps(const gspi_rows *list, const unit *u, const windows *w, int64_t lanes,
-                       bool along, unsigned char *quad, uint32_t *tables) {
+static void pack_four(const gspi_rows *list, int64_t first, int64_t last, const windows *w,
+                      const gspi_four *four, unsigned char *quad, uint32_t *tables, int64_t lanes) {
     switch (lanes) {
-    case 16: pack_lanes(list, u, w, 16, along, quad, tables); break;
-    case 8: pack_lanes(list, u, w, 8, along, quad, tables); break;
-    default: pack_lanes(list, u, w, 4, along, quad, tables); break;
+    case 16: pack_lanes(list, first, last, w, four, quad, tables, 16); break;
+    case 8: pack_lanes(list, first, last, w, four, quad, tables, 8); break;
+    default: pack_lanes(list, first, last, w, four, quad, tables, 4); break;
     }
-}
-
-/* Lists the units: fours of strips across, then strips along. Returns their number; *fours says how many are the
- * former. units [4 * ceil(rows / four_rows)]. */
-static int64_t list_units(const gspi_rows *list, const gspi_entry *entry, const windows *w,
-                          unit *units, int64_t *fours) {
-    const int64_t rows = strip_rows(entry, w->per_row), all = list->rows;
-    const int64_t last_four = all / (4 * rows) * 4 * rows;
-    int64_t across = 0, count = 0;
-    bool along;
-    for (int64_t first = 0; first < all; first += 4 * rows) {
-        const int64_t last = gspi_min(first + 4 * rows, all);
-        const int64_t quads = count_quads(list, first, last, entry, w, &along);
-        /* A four that is not full must be the last unit of all. */
-        if (first == last_four && w->per_row == 1 && across * 4 * rows < first) along = true;
-        if (!along) units[across++] = (unit){first, last, (uint64_t)quads};
-    }
-    /* What is not among these goes along. */
-    count = across;
-    for (int64_t first = 0, seen = 0; first < all; first += 4 * rows) {
-        const int64_t last = gspi_min(first + 4 * rows, all);
-        if (seen < across && units[seen].first == first) {
-            seen++;
-            continue;
-        }
-        for (int64_t strip = first; strip < last; strip += rows, count++) {
-            const int64_t end = gspi_min(strip + rows, last);
-            units[count] =
-                (unit){strip, end, (uint64_t)count_along(list, strip, end, rows, w, INFINITY)};
-        }
-    }
-    *fours = across;
-    return count;
-}
-
-static gsp_status pack_units(gsp_plan *plan, const gspi_rows *list, const uint32_t *order,
-                             const windows *w, const unit *units) {
-    const gspi_entry *entry = plan->entry;
-    plan->start = gspi_plan_alloc(plan, (uint64_t)plan->units + 1, sizeof *plan->start);
-    GSP_CHECK(plan->start != NULL, GSP_ERROR_MEMORY);
-    plan->start[0] = 0;
-    bool natural = true;
-    for (int64_t u = 0, place = 0; u < plan->units; u++) {
-        plan->start[u + 1] = plan->start[u] + units[u].quads;
-        for (int64_t row = units[u].first; row < units[u].last; row++)
-            natural = natural && order[row] == place++;
-    }
-    const uint64_t across = plan->start[plan->fours], quads = plan->start[plan->units];
-    plan->slots = quads * 4 * (uint64_t)entry->lanes;
-    plan->packed = gspi_plan_alloc(plan, quads, gspi_quad_bytes(GSPI_TABLES, entry->lanes));
-    plan->tables = gspi_plan_alloc(plan, across + 4 * (quads - across), sizeof *plan->tables);
-    if (!natural)
-        plan->row_map = gspi_plan_alloc(plan, (uint64_t)list->rows, sizeof *plan->row_map);
-    GSP_CHECK(plan->packed != NULL && plan->tables != NULL && (natural || plan->row_map != NULL),
-              GSP_ERROR_MEMORY);
-    for (int64_t u = 0, place = 0; u < plan->units; u++) {
-        const uint64_t item = plan->start[u];
-        pack_steps(list, &units[u], w, entry->lanes, u >= plan->fours,
-                   plan->packed + item * gspi_quad_bytes(GSPI_TABLES, entry->lanes),
-                   plan->tables + gspi_table_of(plan, item));
-        for (int64_t row = units[u].first; !natural && row < units[u].last; row++)
-            plan->row_map[place++] = order[row];
-    }
-    return GSP_OK;
 }
 
 static gsp_status pack_tables(gsp_plan *plan, const gspi_rows *list, const uint32_t *order,
                               const candidate *best) {
     const gspi_entry *entry = best->entry;
     const windows w = windows_of(entry, plan->x_size, best->grain, best->per_row);
-    const int64_t rows = strip_rows(entry, best->per_row);
-    unit *units =
-        gspi_alloc(plan->context, 4 * (size_t)gspi_ceil_div(list->rows, 4 * rows), sizeof *units);
-    GSP_CHECK(units != NULL, GSP_ERROR_MEMORY);
+    const size_t quad_bytes = gspi_quad_bytes(GSPI_TABLES, entry->lanes);
+    const int64_t rows = 4 * strip_rows(entry, best->per_row);
     plan->per_row = best->per_row;
     plan->align_x = best->grain > 1;
-    plan->units = list_units(list, entry, &w, units, &plan->fours);
-    const gsp_status status = pack_units(plan, list, order, &w, units);
-    gspi_free(plan->context, units);
-    return status;
+    plan->units = gspi_ceil_div(list->rows, rows);
+    plan->start = gspi_plan_alloc(plan, (uint64_t)plan->units + 1, sizeof *plan->start);
+    plan->fours = gspi_plan_alloc(plan, (uint64_t)plan->units, sizeof *plan->fours);
+    GSP_CHECK(plan->start != NULL && plan->fours != NULL, GSP_ERROR_MEMORY);
+    uint64_t tables = plan->start[0] = 0;
+    for (int64_t u = 0; u < plan->units; u++) {
+        const layout l =
+            count_quads(list, u * rows, gspi_min((u + 1) * rows, list->rows), entry, &w);
+        gspi_four *four = &plan->fours[u];
+        *four = (gspi_four){.table = tables, .across = (uint64_t)l.across};
+        for (int i = 0; i < 4; i++) four->along[i] = (uint64_t)l.along[i];
+        plan->start[u + 1] = plan->start[u] + four->across + (uint64_t)quads_along(&l);
+        tables += four->across + 4 * (uint64_t)quads_along(&l);
+    }
+    const uint64_t quads = plan->start[plan->units];
+    bool natural = true;
+    for (int64_t row = 0; row < list->rows; row++) natural = natural && order[row] == row;
+    plan->slots = quads * 4 * (uint64_t)entry->lanes;
+    plan->packed = gspi_plan_alloc(plan, quads, quad_bytes);
+    plan->tables = gspi_plan_alloc(plan, tables, sizeof *plan->tables);
+    if (!natural)
+        plan->row_map = gspi_plan_alloc(plan, (uint64_t)list->rows, sizeof *plan->row_map);
+    GSP_CHECK(plan->packed != NULL && plan->tables != NULL && (natural || plan->row_map != NULL),
+              GSP_ERROR_MEMORY);
+    if (!natural) memcpy(plan->row_map, order, (size_t)list->rows * sizeof *order);
+    for (int64_t u = 0; u < plan->units; u++)
+        pack_four(list, u * rows, gspi_min((u + 1) * rows, list->rows), &w, &plan->fours[u],
+                  plan->packed + plan->start[u] * quad_bytes, plan->tables + plan->fours[u].table,
+                  entry->lanes);
+    return GSP_OK;
 }
 
 static gsp_status pack_gather(gsp_plan *plan, const gspi_rows *list, const uint32_t *order) {

@@ -16,7 +16,6 @@
 #include "spmv_tables.h"
 
 #define LANES 8
-#define QUAD (20 * LANES)
 #define AT_ONCE 2 /* samples */
 #define INLINE static inline __attribute__((always_inline))
 
@@ -51,76 +50,54 @@ INLINE __m256 look_up(const float *x, __m256i words, int byte, int width) {
     return found;
 }
 
-/* Units of four strips. */
-INLINE void across(const gsp_plan *plan, const gspi_product *product, int64_t first, int64_t last,
-                   int width, int samples) {
-    const float *x = product->x;
-    const uint64_t *start = plan->start;
-    for (int64_t unit = first; unit < last; unit++) {
-        const uint32_t *tables = plan->tables + start[unit];
-        const unsigned char *quad = plan->packed + start[unit] * QUAD;
-        __m256 sum[AT_ONCE][4];
+INLINE void across(const gspi_product *product, const uint32_t *tables, const unsigned char *quad,
+                   uint64_t count, int width, int samples, __m256 sum[][4]) {
+    for (const float *x = product->x; count > 0; count--, quad += QUAD) {
+        const float *table = x + *tables++, *values = (const float *)(quad + 4 * LANES);
+        prefetch(quad, QUAD);
+        const __m256i words = _mm256_load_si256((const __m256i *)quad);
         for (int s = 0; s < samples; s++)
-            for (int i = 0; i < 4; i++) sum[s][i] = _mm256_setzero_ps();
-        for (uint64_t left = start[unit + 1] - start[unit]; left > 0; left--) {
-            const float *table = x + *tables++, *values = (const float *)(quad + 4 * LANES);
-            prefetch(quad, QUAD);
-            const __m256i words = _mm256_load_si256((const __m256i *)quad);
-            for (int s = 0; s < samples; s++)
-                for (int i = 0; i < 4; i++)
-                    sum[s][i] =
-                        _mm256_fmadd_ps(look_up(table + s * product->x_sample, words, i, width),
-                                        _mm256_load_ps(values + i * LANES), sum[s][i]);
-            quad += QUAD;
-        }
-        for (int s = 0; s < samples; s++) store_across(plan, product, s, unit, sum[s]);
-    }
-}
-
-/* Units of one strip. */
-INLINE void along(const gsp_plan *plan, const gspi_product *product, int64_t first, int64_t last,
-                  int width, int samples) {
-    const float *x = product->x;
-    const uint64_t *start = plan->start;
-    for (int64_t unit = first; unit < last; unit++) {
-        const uint32_t *tables = plan->tables + gspi_table_of(plan, start[unit]);
-        const unsigned char *quad = plan->packed + start[unit] * QUAD;
-        __m256 sum[AT_ONCE][4];
-        for (int s = 0; s < samples; s++)
-            for (int i = 0; i < 4; i++) sum[s][i] = _mm256_setzero_ps();
-        for (uint64_t left = start[unit + 1] - start[unit]; left > 0; left--) {
-            const float *values = (const float *)(quad + 4 * LANES);
-            prefetch(quad, QUAD);
-            const __m256i words = _mm256_load_si256((const __m256i *)quad);
             for (int i = 0; i < 4; i++)
-                for (int s = 0; s < samples; s++)
-                    sum[s][i] = _mm256_fmadd_ps(
-                        look_up(x + tables[i] + s * product->x_sample, words, i, width),
-                        _mm256_load_ps(values + i * LANES), sum[s][i]);
-            tables += 4;
-            quad += QUAD;
-        }
-        for (int s = 0; s < samples; s++)
-            store_along(plan, product, s, unit,
-                        _mm256_add_ps(_mm256_add_ps(sum[s][0], sum[s][1]),
-                                      _mm256_add_ps(sum[s][2], sum[s][3])));
+                sum[s][i] = _mm256_fmadd_ps(look_up(table + s * product->x_sample, words, i, width),
+                                            _mm256_load_ps(values + i * LANES), sum[s][i]);
     }
 }
 
-INLINE void tables(const gsp_plan *plan, const gspi_product *product, int64_t first, int64_t last,
-                   int width, int samples) {
-    const int64_t fours = plan->fours;
-    if (first < fours) across(plan, product, first, last < fours ? last : fours, width, samples);
-    if (last > fours) along(plan, product, first > fours ? first : fours, last, width, samples);
+INLINE void along(const gspi_product *product, const uint32_t *tables, const unsigned char *quad,
+                  uint64_t count, int width, int samples, float sums[][LANES]) {
+    __m256 sum[AT_ONCE][4];
+    for (int s = 0; s < samples; s++)
+        for (int i = 0; i < 4; i++)
+            sum[s][i] = i == 0 ? _mm256_loadu_ps(sums[s]) : _mm256_setzero_ps();
+    for (const float *x = product->x; count > 0; count--, quad += QUAD, tables += 4) {
+        const float *values = (const float *)(quad + 4 * LANES);
+        prefetch(quad, QUAD);
+        const __m256i words = _mm256_load_si256((const __m256i *)quad);
+        for (int i = 0; i < 4; i++)
+            for (int s = 0; s < samples; s++)
+                sum[s][i] =
+                    _mm256_fmadd_ps(look_up(x + tables[i] + s * product->x_sample, words, i, width),
+                                    _mm256_load_ps(values + i * LANES), sum[s][i]);
+    }
+    for (int s = 0; s < samples; s++)
+        _mm256_storeu_ps(sums[s], _mm256_add_ps(_mm256_add_ps(sum[s][0], sum[s][1]),
+                                                _mm256_add_ps(sum[s][2], sum[s][3])));
 }
 
+/* A kernel, and its quads along. */
 #define TABLES(name, width)                                                                        \
+    static void along_##width(const gspi_product *product, const uint32_t *tables,                 \
+                              const unsigned char *quad, uint64_t count, int samples,              \
+                              float sums[][V_LANES]) {                                             \
+        if (samples > 1) along(product, tables, quad, count, width, 2, sums);                      \
+        else along(product, tables, quad, count, width, 1, sums);                                  \
+    }                                                                                              \
     void name(const gsp_plan *plan, const gspi_product *product, int64_t first, int64_t last) {    \
         FOR_PAIRS(TABLES_##width)                                                                  \
     }
-#define TABLES_8(samples) tables(plan, &some, first, last, 8, samples)
-#define TABLES_16(samples) tables(plan, &some, first, last, 16, samples)
-#define TABLES_32(samples) tables(plan, &some, first, last, 32, samples)
+#define TABLES_8(samples) add_units(plan, &some, first, last, 8, samples, across, along_8)
+#define TABLES_16(samples) add_units(plan, &some, first, last, 16, samples, across, along_16)
+#define TABLES_32(samples) add_units(plan, &some, first, last, 32, samples, across, along_32)
 
 TABLES(gsp_f32_spmv_tables8__avx2, 8)
 TABLES(gsp_f32_spmv_tables16__avx2, 16)

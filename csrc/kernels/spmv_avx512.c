@@ -21,7 +21,6 @@
 #include "spmv_tables.h"
 
 #define LANES 16
-#define QUAD (20 * LANES)
 #define INLINE static inline __attribute__((always_inline))
 /* Calls a loop compiled for each number of samples. */
 #define FOR_SAMPLES(count, call)                                                                   \
@@ -45,82 +44,62 @@ INLINE __m512 look_up(const float *x, __m512i positions, __mmask16 upper, int wi
                                                      _mm512_loadu_ps(x + 3 * LANES)));
 }
 
-/* Units of four strips. */
-INLINE void across(const gsp_plan *plan, const gspi_product *product, int64_t first, int64_t last,
-                   int width, int samples) {
-    const float *x = product->x;
-    const uint64_t *start = plan->start;
-    for (int64_t unit = first; unit < last; unit++) {
-        const uint32_t *tables = plan->tables + start[unit];
-        const unsigned char *quad = plan->packed + start[unit] * QUAD;
-        __m512 sum[GSPI_MAX_SAMPLES][4];
+INLINE void across(const gspi_product *product, const uint32_t *tables, const unsigned char *quad,
+                   uint64_t count, int width, int samples, __m512 sum[][4]) {
+    for (const float *x = product->x; count > 0; count--, quad += QUAD) {
+        const float *table = x + *tables++, *values = (const float *)(quad + 4 * LANES);
+        __m512i positions[4];
+        __mmask16 upper[4];
+        prefetch(quad, QUAD);
+        split(quad, positions, upper);
         for (int s = 0; s < samples; s++)
-            for (int i = 0; i < 4; i++) sum[s][i] = _mm512_setzero_ps();
-        for (uint64_t left = start[unit + 1] - start[unit]; left > 0; left--) {
-            const float *table = x + *tables++, *values = (const float *)(quad + 4 * LANES);
-            __m512i positions[4];
-            __mmask16 upper[4];
-            prefetch(quad, QUAD);
-            split(quad, positions, upper);
-            for (int s = 0; s < samples; s++)
-                for (int i = 0; i < 4; i++)
-                    sum[s][i] = _mm512_fmadd_ps(
-                        look_up(table + s * product->x_sample, positions[i], upper[i], width),
-                        _mm512_load_ps(values + i * LANES), sum[s][i]);
-            quad += QUAD;
-        }
-        for (int s = 0; s < samples; s++) store_across(plan, product, s, unit, sum[s]);
-    }
-}
-
-/* Units of one strip. */
-INLINE void along(const gsp_plan *plan, const gspi_product *product, int64_t first, int64_t last,
-                  int width, int samples) {
-    const float *x = product->x;
-    const uint64_t *start = plan->start;
-    const int sums = samples == 1 ? 4 : 2;
-    for (int64_t unit = first; unit < last; unit++) {
-        const uint32_t *tables = plan->tables + gspi_table_of(plan, start[unit]);
-        const unsigned char *quad = plan->packed + start[unit] * QUAD;
-        __m512 sum[GSPI_MAX_SAMPLES][4];
-        for (int s = 0; s < samples; s++)
-            for (int i = 0; i < sums; i++) sum[s][i] = _mm512_setzero_ps();
-        for (uint64_t left = start[unit + 1] - start[unit]; left > 0; left--) {
-            const float *values = (const float *)(quad + 4 * LANES);
-            __m512i positions[4];
-            __mmask16 upper[4];
-            prefetch(quad, QUAD);
-            split(quad, positions, upper);
             for (int i = 0; i < 4; i++)
-                for (int s = 0; s < samples; s++)
-                    sum[s][i % sums] =
-                        _mm512_fmadd_ps(look_up(x + tables[i] + s * product->x_sample, positions[i],
-                                                upper[i], width),
-                                        _mm512_load_ps(values + i * LANES), sum[s][i % sums]);
-            tables += 4;
-            quad += QUAD;
-        }
-        for (int s = 0; s < samples; s++) {
-            __m512 all = _mm512_add_ps(sum[s][0], sum[s][1]);
-            if (sums == 4) all = _mm512_add_ps(all, _mm512_add_ps(sum[s][2], sum[s][3]));
-            store_along(plan, product, s, unit, all);
-        }
+                sum[s][i] = _mm512_fmadd_ps(
+                    look_up(table + s * product->x_sample, positions[i], upper[i], width),
+                    _mm512_load_ps(values + i * LANES), sum[s][i]);
     }
 }
 
-INLINE void tables(const gsp_plan *plan, const gspi_product *product, int64_t first, int64_t last,
-                   int width, int samples) {
-    const int64_t fours = plan->fours;
-    if (first < fours) across(plan, product, first, last < fours ? last : fours, width, samples);
-    if (last > fours) along(plan, product, first > fours ? first : fours, last, width, samples);
+INLINE void along(const gspi_product *product, const uint32_t *tables, const unsigned char *quad,
+                  uint64_t count, int width, int samples, float sums[][LANES]) {
+    const int chains = samples == 1 ? 4 : 2;
+    __m512 sum[GSPI_MAX_SAMPLES][4];
+    for (int s = 0; s < samples; s++)
+        for (int i = 0; i < chains; i++)
+            sum[s][i] = i == 0 ? _mm512_loadu_ps(sums[s]) : _mm512_setzero_ps();
+    for (const float *x = product->x; count > 0; count--, quad += QUAD, tables += 4) {
+        const float *values = (const float *)(quad + 4 * LANES);
+        __m512i positions[4];
+        __mmask16 upper[4];
+        prefetch(quad, QUAD);
+        split(quad, positions, upper);
+        for (int i = 0; i < 4; i++)
+            for (int s = 0; s < samples; s++)
+                sum[s][i % chains] = _mm512_fmadd_ps(
+                    look_up(x + tables[i] + s * product->x_sample, positions[i], upper[i], width),
+                    _mm512_load_ps(values + i * LANES), sum[s][i % chains]);
+    }
+    for (int s = 0; s < samples; s++) {
+        __m512 all = _mm512_add_ps(sum[s][0], sum[s][1]);
+        if (chains == 4) all = _mm512_add_ps(all, _mm512_add_ps(sum[s][2], sum[s][3]));
+        _mm512_storeu_ps(sums[s], all);
+    }
 }
 
+/* A kernel, and its quads along. */
 #define TABLES(name, width)                                                                        \
+    static void along_##width(const gspi_product *product, const uint32_t *tables,                 \
+                              const unsigned char *quad, uint64_t count, int samples,              \
+                              float sums[][LANES]) {                                               \
+        FOR_SAMPLES(samples, ALONG_##width)                                                        \
+    }                                                                                              \
     void name(const gsp_plan *plan, const gspi_product *product, int64_t first, int64_t last) {    \
         FOR_SAMPLES(product->samples, TABLES_##width)                                              \
     }
-#define TABLES_32(samples) tables(plan, product, first, last, 32, samples)
-#define TABLES_64(samples) tables(plan, product, first, last, 64, samples)
+#define ALONG_32(samples) along(product, tables, quad, count, 32, samples, sums)
+#define ALONG_64(samples) along(product, tables, quad, count, 64, samples, sums)
+#define TABLES_32(samples) add_units(plan, product, first, last, 32, samples, across, along_32)
+#define TABLES_64(samples) add_units(plan, product, first, last, 64, samples, across, along_64)
 
 TABLES(gsp_f32_spmv_tables32__avx512, 32)
 TABLES(gsp_f32_spmv_tables64__avx512, 64)

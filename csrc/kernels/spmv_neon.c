@@ -18,7 +18,6 @@
 #if defined(__aarch64__)
 #include "spmv_tables.h"
 
-#define QUAD (20 * V_LANES)
 #define AT_ONCE 2 /* samples */
 
 /* All samples of a product, in pairs, with a loop that is compiled for two and for one. */
@@ -73,79 +72,55 @@ GSPI_VECTOR gspi_v look_up(const float *x, table t, const unsigned char *quad, i
     return vreinterpretq_f32_u8(width == 8 ? vqtbl2q_u8(two, bytes) : vqtbl4q_u8(four, bytes));
 }
 
-/* Units of four strips. */
-GSPI_VECTOR void across(const gsp_plan *plan, const gspi_product *product, int64_t first,
-                        int64_t last, int width, int samples) {
-    const float *x = product->x;
-    const uint64_t *start = plan->start;
-    for (int64_t unit = first; unit < last; unit++) {
-        const uint32_t *tables = plan->tables + start[unit];
-        const unsigned char *quad = plan->packed + start[unit] * QUAD;
-        gspi_v sum[AT_ONCE][4];
-        for (int s = 0; s < samples; s++)
-            for (int i = 0; i < 4; i++) sum[s][i] = v_set1(0.0f);
-        for (uint64_t left = start[unit + 1] - start[unit]; left > 0; left--) {
-            const float *here = x + *tables++, *values = (const float *)(quad + 4 * V_LANES);
-            prefetch(quad, QUAD);
-            for (int s = 0; s < samples; s++, here += product->x_sample) {
-                const table t = load_table(here, width);
-                for (int i = 0; i < 4; i++)
-                    sum[s][i] = v_fma(look_up(here, t, quad, i, width),
-                                      v_load(values + i * V_LANES), sum[s][i]);
-            }
-            quad += QUAD;
-        }
-        for (int s = 0; s < samples; s++) {
-            /* A copy, or GCC also stores them in every turn of the loop. */
-            const gspi_v all[4] = {sum[s][0], sum[s][1], sum[s][2], sum[s][3]};
-            store_across(plan, product, s, unit, all);
-        }
-    }
-}
-
-/* Units of one strip. */
-GSPI_VECTOR void along(const gsp_plan *plan, const gspi_product *product, int64_t first,
-                       int64_t last, int width, int samples) {
-    const float *x = product->x;
-    const uint64_t *start = plan->start;
-    for (int64_t unit = first; unit < last; unit++) {
-        const uint32_t *tables = plan->tables + gspi_table_of(plan, start[unit]);
-        const unsigned char *quad = plan->packed + start[unit] * QUAD;
-        gspi_v sum[AT_ONCE][4];
-        for (int s = 0; s < samples; s++)
-            for (int i = 0; i < 4; i++) sum[s][i] = v_set1(0.0f);
-        for (uint64_t left = start[unit + 1] - start[unit]; left > 0; left--) {
-            const float *values = (const float *)(quad + 4 * V_LANES);
-            prefetch(quad, QUAD);
+GSPI_VECTOR void across(const gspi_product *product, const uint32_t *tables,
+                        const unsigned char *quad, uint64_t count, int width, int samples,
+                        gspi_v sum[][4]) {
+    for (const float *x = product->x; count > 0; count--, quad += QUAD) {
+        const float *here = x + *tables++, *values = (const float *)(quad + 4 * V_LANES);
+        prefetch(quad, QUAD);
+        for (int s = 0; s < samples; s++, here += product->x_sample) {
+            const table t = load_table(here, width);
             for (int i = 0; i < 4; i++)
-                for (int s = 0; s < samples; s++) {
-                    const float *here = x + tables[i] + s * product->x_sample;
-                    sum[s][i] = v_fma(look_up(here, load_table(here, width), quad, i, width),
-                                      v_load(values + i * V_LANES), sum[s][i]);
-                }
-            tables += 4;
-            quad += QUAD;
+                sum[s][i] = v_fma(look_up(here, t, quad, i, width), v_load(values + i * V_LANES),
+                                  sum[s][i]);
         }
-        for (int s = 0; s < samples; s++)
-            store_along(plan, product, s, unit,
-                        v_add(v_add(sum[s][0], sum[s][1]), v_add(sum[s][2], sum[s][3])));
     }
 }
 
-GSPI_VECTOR void tables(const gsp_plan *plan, const gspi_product *product, int64_t first,
-                        int64_t last, int width, int samples) {
-    const int64_t fours = plan->fours;
-    if (first < fours) across(plan, product, first, gspi_min(last, fours), width, samples);
-    if (last > fours) along(plan, product, gspi_max(first, fours), last, width, samples);
+GSPI_VECTOR void along(const gspi_product *product, const uint32_t *tables,
+                       const unsigned char *quad, uint64_t count, int width, int samples,
+                       float sums[][V_LANES]) {
+    gspi_v sum[AT_ONCE][4];
+    for (int s = 0; s < samples; s++)
+        for (int i = 0; i < 4; i++) sum[s][i] = i == 0 ? v_loadu(sums[s]) : v_set1(0.0f);
+    for (const float *x = product->x; count > 0; count--, quad += QUAD, tables += 4) {
+        const float *values = (const float *)(quad + 4 * V_LANES);
+        prefetch(quad, QUAD);
+        for (int i = 0; i < 4; i++)
+            for (int s = 0; s < samples; s++) {
+                const float *here = x + tables[i] + s * product->x_sample;
+                sum[s][i] = v_fma(look_up(here, load_table(here, width), quad, i, width),
+                                  v_load(values + i * V_LANES), sum[s][i]);
+            }
+    }
+    for (int s = 0; s < samples; s++)
+        v_storeu(sums[s], v_add(v_add(sum[s][0], sum[s][1]), v_add(sum[s][2], sum[s][3])));
 }
 
+/* A kernel, and its quads along. */
 #define TABLES(name, width)                                                                        \
+    static void along_##width(const gspi_product *product, const uint32_t *tables,                 \
+                              const unsigned char *quad, uint64_t count, int samples,              \
+                              float sums[][V_LANES]) {                                             \
+        if (samples > 1) along(product, tables, quad, count, width, 2, sums);                      \
+        else along(product, tables, quad, count, width, 1, sums);                                  \
+    }                                                                                              \
     void name(const gsp_plan *plan, const gspi_product *product, int64_t first, int64_t last) {    \
         FOR_PAIRS(TABLES_##width)                                                                  \
     }
-#define TABLES_8(samples) tables(plan, &some, first, last, 8, samples)
-#define TABLES_16(samples) tables(plan, &some, first, last, 16, samples)
-#define TABLES_256(samples) tables(plan, &some, first, last, 256, samples)
+#define TABLES_8(samples) add_units(plan, &some, first, last, 8, samples, across, along_8)
+#define TABLES_16(samples) add_units(plan, &some, first, last, 16, samples, across, along_16)
+#define TABLES_256(samples) add_units(plan, &some, first, last, 256, samples, across, along_256)
 
 TABLES(gsp_f32_spmv_tables8__neon, 8)
 TABLES(gsp_f32_spmv_tables16__neon, 16)
