@@ -24,7 +24,10 @@ static gsp_status check(const gsp_plan *plan, const gsp_convolution *c) {
     GSP_CHECK(is_size(c->images, 0) && is_size(c->channels, 0), GSP_ERROR_SHAPE);
     GSP_TRY(check_images(&c->x));
     GSP_TRY(check_images(&c->y));
-    size_t taps, columns;
+    size_t taps, columns, pixels;
+    GSP_CHECK(gspi_mul((size_t)c->images, (size_t)c->y.rows, &pixels) &&
+                  gspi_mul(pixels, (size_t)c->y.cols, &pixels) && pixels <= INT64_MAX,
+              GSP_ERROR_SHAPE);
     for (int i = 0; i < 2; i++)
         GSP_CHECK(is_size(c->kernel[i], 1) && is_size(c->stride[i], 1) &&
                       is_size(c->dilation[i], 1) && is_size(c->before[i], 0),

@@ -56,8 +56,8 @@ static bool out_clamps(gspi_out *out) {
     }
 }
 
-/* Rows of a strip, from their registers: sums[r] is row out->first + (rows[r] >> shift), if there is one, and sums[r][v]
- * goes to target first + v. Inlined where `count`, `registers` and `plain` (no scales, no residual) are constants. */
+/* Rows of a strip, from their registers: sums[r] is row out->first + (rows[r] >> shift), if there is one, sums[r][v]
+ * for target first + v. Inlined where `count`, `registers` and `plain` (no scales, no residual) are constants. */
 GSPI_VECTOR void finish_strip_of(const gspi_out *out, const uint16_t *rows, int shift, int count,
                                  const gspi_v (*sums)[GSPI_TILE_REGISTERS], int first,
                                  int registers, bool plain) {

@@ -296,6 +296,136 @@ static void test_samples(gsp_context *context) {
         check_matrix(context, &gsp_shapes[i], GSP_FLOAT32, (uint64_t)i + 1000);
 }
 
+/* ------------------------------------------------------------- convolutions */
+
+typedef struct {
+    int64_t images, rows, cols, kernel[2], stride[2], dilation[2], before[2];
+    bool lengths;
+} geometry;
+
+static gsp_images images_of(int64_t rows, int64_t cols, int64_t channels, bool last) {
+    const int64_t all = rows * cols * channels;
+    if (last) return (gsp_images){rows, cols, all, 1, cols * channels, channels};
+    return (gsp_images){rows, cols, all, rows * cols, cols, 1};
+}
+
+/* One convolution between unmapped pages, and the same one in the heap, which tests/test_conv.py holds against torch. */
+static void check_convolution(const gsp_plan *plan, const gsp_matrix *matrix, const geometry *g,
+                              bool x_last, bool y_last, bool at_end, uint64_t *state) {
+    const bool wide = matrix->dtype == GSP_FLOAT64;
+    const size_t size = wide ? 8 : 4;
+    const int64_t channels = matrix->cols / (g->kernel[0] * g->kernel[1]);
+    gsp_convolution c = {.images = g->images, .channels = channels};
+    int64_t y_size[2];
+    for (int i = 0; i < 2; i++) {
+        const int64_t covered = g->dilation[i] * (g->kernel[i] - 1) + 1;
+        y_size[i] = ((i ? g->cols : g->rows) + 2 * g->before[i] - covered) / g->stride[i] + 1;
+        c.kernel[i] = g->kernel[i];
+        c.stride[i] = g->stride[i];
+        c.dilation[i] = g->dilation[i];
+        c.before[i] = g->before[i];
+    }
+    c.x = images_of(g->rows, g->cols, channels, x_last);
+    c.y = images_of(y_size[0], y_size[1], matrix->rows, y_last);
+    const size_t x_count = (size_t)(g->images * g->rows * g->cols * channels),
+                 y_count = (size_t)(g->images * y_size[0] * y_size[1] * matrix->rows),
+                 lengths = (size_t)g->images * sizeof(int64_t);
+    int64_t *x_cols = gsp_test_bytes(lengths), *y_cols = gsp_test_bytes(lengths);
+    for (int64_t i = 0; i < g->images; i++) {
+        x_cols[i] = gsp_test_below(state, g->cols + 1);
+        y_cols[i] = gsp_test_below(state, y_size[1] + 1);
+    }
+    char *x = gsp_test_bytes(x_count * size), *bias = gsp_test_bytes((size_t)matrix->rows * size),
+         *residual = gsp_test_bytes(y_count * size), *y = gsp_test_bytes(y_count * size);
+    fill(x, wide, (int64_t)x_count, state);
+    fill(bias, wide, matrix->rows, state);
+    fill(residual, wide, (int64_t)y_count, state);
+    pages gx = guard_constant(x, x_count * size, at_end),
+          gb = guard_constant(bias, (size_t)matrix->rows * size, at_end),
+          gr = guard_constant(residual, y_count * size, at_end),
+          gy = guard(y, y_count * size, at_end), gxc = guard_constant(x_cols, lengths, at_end),
+          gyc = guard_constant(y_cols, lengths, at_end);
+
+    const int choice = (int)gsp_test_below(state, 4);
+    gsp_epilogue epilogue = {.activation = (gsp_activation)gsp_test_below(state, GSP_CLAMP + 1),
+                             .bias = choice & 1 ? bias : NULL,
+                             .residual = choice & 2 ? residual : NULL,
+                             .low = -5,
+                             .high = 5};
+    if (g->lengths) {
+        c.x_cols = x_cols;
+        c.y_cols = y_cols;
+    }
+    EXPECT_INT(gsp_convolve(plan, &c, x, y, &epilogue), GSP_OK);
+    if (epilogue.bias != NULL) epilogue.bias = gb.data;
+    if (epilogue.residual != NULL) epilogue.residual = gr.data;
+    if (g->lengths) {
+        c.x_cols = (const int64_t *)(const void *)gxc.data;
+        c.y_cols = (const int64_t *)(const void *)gyc.data;
+    }
+    EXPECT_INT(gsp_convolve(plan, &c, gx.data, gy.data, &epilogue), GSP_OK);
+    const bool same = memcmp(gy.data, y, y_count * size) == 0, clean = rest_is_untouched(&gy);
+    EXPECT(same);
+    EXPECT(clean);
+    if (!same || !clean) fprintf(stderr, "  %s\n", what);
+
+    pages *const all[] = {&gx, &gb, &gr, &gy, &gxc, &gyc};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) pages_free(all[i]);
+    void *const heap[] = {x, bias, residual, y, x_cols, y_cols};
+    for (size_t i = 0; i < sizeof heap / sizeof *heap; i++) free(heap[i]);
+}
+
+static void test_convolutions(gsp_context *context) {
+    static const geometry geometries[] = {
+        {1, 1, 67, {1, 3}, {1, 1}, {1, 1}, {0, 1}, false},
+        {3, 1, 40, {1, 5}, {1, 1}, {1, 2}, {0, 4}, true},
+        {4, 1, 33, {1, 4}, {1, 2}, {1, 1}, {0, 2}, true},
+        {1, 9, 9, {1, 1}, {1, 1}, {1, 1}, {0, 0}, false},
+        {2, 14, 14, {3, 3}, {1, 1}, {1, 1}, {1, 1}, false},
+        {3, 7, 7, {3, 3}, {1, 1}, {1, 1}, {1, 1}, false},
+        {1, 20, 19, {3, 3}, {2, 2}, {1, 1}, {1, 1}, false},
+        {2, 15, 16, {1, 1}, {2, 2}, {1, 1}, {0, 0}, false},
+        {2, 17, 11, {2, 3}, {3, 4}, {2, 1}, {2, 3}, false},
+        {2, 3, 2, {5, 5}, {1, 1}, {1, 1}, {4, 4}, false},
+    };
+    static const int64_t channels[] = {1, 3, 16, 17, 31, 64, 100};
+    static const gsp_pattern kinds[] = {
+        {.kind = GSP_IRREGULAR},
+        {.kind = GSP_BLOCK, .block_rows = 16, .block_cols = 1},
+        {.kind = GSP_GS, .banks = 1, .per_row = 1},
+        {.kind = GSP_NM, .nm_n = 1, .nm_m = 3},
+    };
+    static const gsp_dtype dtypes[] = {GSP_FLOAT32, GSP_INT8, GSP_FLOAT64};
+    gsp_backend backends[GSP_BACKENDS];
+    const int count = gsp_backends(backends);
+    uint64_t state = 77;
+    for (size_t i = 0; i < 4 * sizeof geometries / sizeof *geometries; i++) {
+        const geometry *g = &geometries[i / 4];
+        const gsp_shape shape = {.pattern = kinds[i % 4],
+                                 .rows = 1 + gsp_test_below(&state, 140),
+                                 .cols = channels[i % 7] * g->kernel[0] * g->kernel[1]};
+        gsp_sample sample;
+        kept.tight = true;
+        EXPECT_INT(gsp_sample_make(context, &shape, dtypes[i % 3], i + 5000, &sample), GSP_OK);
+        for (int b = 0; b < count; b++) {
+            gsp_plan *plan = NULL;
+            EXPECT_INT(gsp_plan_create(context, &sample.matrix, backends[b], 100, &plan), GSP_OK);
+            if (plan == NULL) continue;
+            for (int way = 0; way < 8; way++) {
+                snprintf(what, sizeof what,
+                         "convolution %d: kind %d, %lld x %lld, %s, layout %d, %s an edge",
+                         (int)(i / 4), shape.pattern.kind, (long long)shape.rows,
+                         (long long)shape.cols, gsp_plan_describe(plan).kernel, way & 3,
+                         way & 4 ? "before" : "behind");
+                check_convolution(plan, &sample.matrix, g, way & 1, way & 2, way & 4, &state);
+            }
+            gsp_plan_destroy(plan);
+        }
+        gsp_sample_free(&sample);
+        kept.tight = false;
+    }
+}
+
 int main(void) {
     const struct sigaction action = {.sa_handler = on_fault};
     sigaction(SIGSEGV, &action, NULL);
@@ -305,6 +435,7 @@ int main(void) {
     EXPECT_INT(gsp_context_create(&allocator, &context), GSP_OK);
     test_lane_edges(context);
     test_samples(context);
+    test_convolutions(context);
     gsp_context_destroy(context);
     return gsp_test_done("guard");
 }
