@@ -6,10 +6,11 @@ what a plan says of itself: its bytes, its slots and the form of its kernel. Not
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,6 +44,9 @@ class Probes:
         look-up and a multiply-add, of a multiply-add from registers, and of one with an aligned operand from L1.
     bandwidth : dict of str to float
         Bytes per second that are loaded from "L1d", "L2", "L3" and "memory".
+    narrow : dict of str to float
+        Seconds of a look-up of a register of 16-bit ("pairs") or 8-bit numbers ("bytes") and a dot product with what it
+        gives; of what this CPU has.
     """
 
     backend: str
@@ -53,6 +57,7 @@ class Probes:
     fma: float
     load_fma: float
     bandwidth: dict[str, float]
+    narrow: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -154,8 +159,17 @@ def probe(backend: str | None = None) -> Probes:
         backend=name,
         lanes=lanes,
         bandwidth={level: nbytes / read_time(nbytes) for level, nbytes in sizes.items()},
+        narrow=_narrow(name, memory),
         **seconds,
     )
+
+
+def _narrow(backend: str, memory: npt.NDArray[np.float32]) -> dict[str, float]:
+    found = {}
+    for kind in ("pairs", "bytes"):
+        with contextlib.suppress(ValueError):  # this CPU has no such instructions
+            found[kind] = _time(backend, kind, memory, 0.02)
+    return found
 
 
 # -------------------------------------------------------------------- bounds
@@ -188,19 +202,25 @@ def bound(plan: Plan, shape: tuple[int, int], n: int, others: int | None = None)
         loads = registers / 4 * probes.load if kind == "stacks" else registers * probes.load_fma
         moved = plan.bytes + (4 * n * (shape[0] + shape[1]) if others is None else others)
         return Bound({"bytes": read_time(moved), "loads": loads, "fma": registers * probes.fma})
-    steps = plan.slots / lanes
+    # A lane of a step takes one slot, or as many as a dot product adds up.
+    steps = plan.slots / lanes / {"pairs": 2, "bytes": 4}.get(kind, 1)
     parts = {"bytes": read_time(plan.bytes), "fma": steps * n * probes.fma}
     # Registers that a step loads: values and positions or columns, for all samples, and of x for each of them.
-    # Four steps share a word of positions, and a table at best.
+    # Four steps of floats share a word of positions, and a table at best; two of narrower numbers share theirs.
     held, own = {
         "tables": (1.25, width / lanes / 4),
+        "floats": (1.25, width / lanes / 4),
+        "pairs": (1.5, 1),
+        "bytes": (2, 1),
         "gather": (2, lanes),
         "loads": (1.25, lanes),
         "wide": (1, 1),
         "tall": (1, 1),
     }.get(kind, (1, 1))
     parts["loads"] = steps * (held + n * own) * probes.load
-    if kind == "tables":
+    if kind in probes.narrow:
+        parts["steps"] = steps * n * probes.narrow[kind]
+    if kind in ("tables", "floats"):
         entries = {"avx512": 32, "avx2": 8, "neon": 16}[plan.backend]  # that one permute looks up
         permutes = max(1, width // entries)
         parts["steps"] = steps * n * (probes.step + (permutes - 1) * probes.permute)
@@ -265,6 +285,7 @@ def as_dict(probes: Probes) -> dict[str, Any]:
         "steps_per_ns": 1e-9 / probes.step,
         "fma_per_ns": 1e-9 / probes.fma,
         "load_fma_per_ns": 1e-9 / probes.load_fma,
+        **{f"{kind}_per_ns": 1e-9 / seconds for kind, seconds in probes.narrow.items()},
         "gmacs_registers": 1e-9 * probes.lanes / probes.fma,
         "gmacs_l1": 1e-9 * probes.lanes / probes.load_fma,
         "gbytes_per_s": {level: 1e-9 * rate for level, rate in probes.bandwidth.items()},

@@ -561,6 +561,15 @@ def test_goals_of_other_suites(suite, sparsity, n, goal):
     assert summary.goal_of(result, CACHES) == (goal and pytest.approx(goal, rel=1e-4))
 
 
+def test_a_layout_of_more_bytes_does_not_lower_the_goal():
+    results = [
+        line("gs(cpu)", "pattern", 2, bytes=2 << 20),
+        line("gs(cpu)", "pattern", 1, layout="rows", bytes=4 << 20),
+    ]
+    (ratio,) = bench.summarise(results, CACHES)["ratios"]
+    assert (ratio["best_us"], ratio["goal"]) == (1, pytest.approx(0.9 * 8))
+
+
 def test_the_goal_of_an_lstm_whose_steps_stay_in_l2():
     result = line("gs(cpu)", "pattern", 1, suite="lstm", bytes=2 << 20, step_bytes=1 << 20)
     assert summary.goal_of(result, CACHES) == 10
