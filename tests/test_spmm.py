@@ -91,6 +91,24 @@ def test_rows_of_a_block_share_their_columns_where_it_pays(backend):
     assert kernels[16].efficiency == 1
 
 
+@pytest.mark.parametrize("backend", VECTOR_BACKENDS)
+@pytest.mark.parametrize("n", [1 << 15, (1 << 15) + 5])
+def test_long_results(backend, n):
+    """Results of 32 MiB and more are written past the caches, where they are aligned."""
+    rows = 260
+    sample = sample_matrix(Irregular(), (rows, 24), seed=5)
+    x, bias = normal(24, n), normal(rows)
+    with gs.use_backend(backend):
+        y = plans.multiply(sample, x)
+        assert y.ctypes.data % 64 == 0
+        exact, bound = bound_of(sample, x)
+        assert (np.abs(y - exact) <= bound).all()
+        z = plans.linear(sample, np.ascontiguousarray(x[:, :48].T), bias, "relu")
+        np.testing.assert_allclose(
+            z.T, np.maximum(y[:, :48] + bias[:, None], 0), rtol=1e-6, atol=1e-6
+        )
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_infinity_and_nan_stay_in_their_column(backend):
     """Padding may spread them over rows, as the notes of multiply say, never over samples."""

@@ -107,7 +107,7 @@ struct gsp_plan {
     uint32_t x_stride;
 };
 
-#define GSPI_UNIT_ROWS 128
+#define GSPI_UNIT_ROWS 256
 #define GSPI_TILE_VECTORS 2 /* of 64 bytes: 32 samples, and x_stride is 64 or 128 */
 #define GSPI_MOST_BLOCK_COLS 256 /* so that positions are bytes */
 

@@ -23,6 +23,9 @@ GSPI_VECTOR gspi_v v_load(const float *a) { return _mm512_load_ps(a); }
 GSPI_VECTOR gspi_v v_loadu(const float *a) { return _mm512_loadu_ps(a); }
 GSPI_VECTOR void v_store(float *a, gspi_v v) { _mm512_store_ps(a, v); }
 GSPI_VECTOR void v_storeu(float *a, gspi_v v) { _mm512_storeu_ps(a, v); }
+/* An aligned store past the caches, where there is one; other threads see it after v_stream_end. */
+GSPI_VECTOR void v_stream(float *a, gspi_v v) { _mm512_stream_ps(a, v); }
+GSPI_VECTOR void v_stream_end(void) { _mm_sfence(); }
 GSPI_VECTOR gspi_v v_add(gspi_v a, gspi_v b) { return _mm512_add_ps(a, b); }
 GSPI_VECTOR gspi_v v_sub(gspi_v a, gspi_v b) { return _mm512_sub_ps(a, b); }
 GSPI_VECTOR gspi_v v_mul(gspi_v a, gspi_v b) { return _mm512_mul_ps(a, b); }
@@ -115,6 +118,8 @@ GSPI_VECTOR gspi_v v_load(const float *a) { return _mm256_load_ps(a); }
 GSPI_VECTOR gspi_v v_loadu(const float *a) { return _mm256_loadu_ps(a); }
 GSPI_VECTOR void v_store(float *a, gspi_v v) { _mm256_store_ps(a, v); }
 GSPI_VECTOR void v_storeu(float *a, gspi_v v) { _mm256_storeu_ps(a, v); }
+GSPI_VECTOR void v_stream(float *a, gspi_v v) { _mm256_stream_ps(a, v); }
+GSPI_VECTOR void v_stream_end(void) { _mm_sfence(); }
 GSPI_VECTOR gspi_v v_add(gspi_v a, gspi_v b) { return _mm256_add_ps(a, b); }
 GSPI_VECTOR gspi_v v_sub(gspi_v a, gspi_v b) { return _mm256_sub_ps(a, b); }
 GSPI_VECTOR gspi_v v_mul(gspi_v a, gspi_v b) { return _mm256_mul_ps(a, b); }
@@ -197,6 +202,8 @@ GSPI_VECTOR gspi_v v_load(const float *a) { return vld1q_f32(a); }
 GSPI_VECTOR gspi_v v_loadu(const float *a) { return vld1q_f32(a); }
 GSPI_VECTOR void v_store(float *a, gspi_v v) { vst1q_f32(a, v); }
 GSPI_VECTOR void v_storeu(float *a, gspi_v v) { vst1q_f32(a, v); }
+GSPI_VECTOR void v_stream(float *a, gspi_v v) { v_store(a, v); }
+GSPI_VECTOR void v_stream_end(void) {}
 GSPI_VECTOR gspi_v v_add(gspi_v a, gspi_v b) { return vaddq_f32(a, b); }
 GSPI_VECTOR gspi_v v_sub(gspi_v a, gspi_v b) { return vsubq_f32(a, b); }
 GSPI_VECTOR gspi_v v_mul(gspi_v a, gspi_v b) { return vmulq_f32(a, b); }

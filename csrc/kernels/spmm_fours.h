@@ -14,7 +14,9 @@
 #include "conv_tile.h"
 
 #define GSPI_TILE_BYTES 32768
-#define GSPI_PANEL_BYTES 131072
+#define GSPI_PANEL_BYTES 262144
+/* A y as long as the third cache, or longer, is written past the caches: else each of its lines would be read first. */
+#define GSPI_LONG_BYTES 33554432
 
 /* Adds the strips in [strip, end) to the sums, or begins the sums with them; out NULL, or where they go instead. */
 typedef void gspi_strips(const gsp_plan *plan, const gspi_strip *strip, const gspi_strip *end,
@@ -131,6 +133,9 @@ static void spmm_fours(const gsp_plan *plan, const gspi_product *product, int64_
     const int64_t vectors = gspi_ceil_div(product->samples, GSPI_VECTOR_FLOATS);
     const int64_t tiles = gspi_ceil_div(vectors, most);
     const int64_t unit_bytes = GSPI_UNIT_ROWS * (int64_t)plan->x_stride;
+    const uintptr_t places = (uintptr_t)product->y | (uintptr_t)product->y_row * sizeof(float);
+    const bool streams = conv == NULL && along && places % 64 == 0 &&
+                         product->samples >= GSPI_LONG_BYTES / 4 / gspi_max(1, plan->matrix.rows);
     for (int64_t begin = first; begin < last; begin += GSPI_PANEL_BYTES / unit_bytes) {
         const int64_t end = gspi_min(begin + GSPI_PANEL_BYTES / unit_bytes, last);
         const int64_t row = begin * GSPI_UNIT_ROWS;
@@ -144,6 +149,7 @@ static void spmm_fours(const gsp_plan *plan, const gspi_product *product, int64_
             if (along && conv != NULL) out_pixels(conv, &runs, s.registers, &out);
             else if (along) out_along(s, &out);
             const bool direct = along && clamps && out.targets == s.registers;
+            out.stream = streams && s.count == s.registers * V_LANES;
             for (int64_t block = 0; block < plan->blocks; block++) {
                 if (conv == NULL) fill_tile(plan, product, s, block, tile);
                 else conv_fill(plan, product, &runs, block, tile, s.registers);
@@ -162,6 +168,7 @@ static void spmm_fours(const gsp_plan *plan, const gspi_product *product, int64_
             else empty_across(plan, product, s, row, last_row, panel);
         }
     }
+    if (streams) v_stream_end();
 }
 
 #endif

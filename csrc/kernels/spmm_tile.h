@@ -32,6 +32,7 @@ typedef struct {
     int64_t bias_step;
     int64_t row_step;
     int64_t first, rows; /* rows of the matrix: the first one of the unit, and all */
+    bool stream; /* strips go past the caches: all registers are full, and their places aligned */
     int targets;
     gspi_target target[GSPI_TILE_SAMPLES];
 } gspi_out;
@@ -67,6 +68,7 @@ GSPI_VECTOR void finish_strip_of(const gspi_out *out, const uint16_t *rows, int 
     float *const y = out->y + out->first * row_step;
     const float *const bias = out->bias + out->first * out->bias_step;
     const int64_t bias_step = out->bias_step;
+    const bool stream = out->stream;
     int64_t at[GSPI_TILE_REGISTERS];
     gspi_v_mask lanes[GSPI_TILE_REGISTERS];
     for (int v = 0; v < registers; v++) {
@@ -90,7 +92,9 @@ GSPI_VECTOR void finish_strip_of(const gspi_out *out, const uint16_t *rows, int 
                                                     out->first * row_step + line + at[v]),
                                              lanes[v]));
             sum = v_min(high, v_max(low, sum));
-            v_store_some((float *)(uintptr_t)beside(y, line + at[v]), lanes[v], sum);
+            float *to = (float *)(uintptr_t)beside(y, line + at[v]);
+            if (stream) v_stream(to, sum);
+            else v_store_some(to, lanes[v], sum);
         }
     }
 }

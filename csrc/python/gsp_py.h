@@ -43,6 +43,8 @@ PyObject *gsp_py_raise(PyObject *module, gsp_status status, const char *detail);
 PyArrayObject *gsp_py_array(PyObject *object, int typenum, int ndim, const char *name);
 /* The same, writeable. */
 PyArrayObject *gsp_py_output(PyObject *object, int typenum, int ndim, const char *name);
+/* A new array, not initialized, whose data begin at a multiple of 64 bytes, or NULL with an error. */
+PyArrayObject *gsp_py_aligned(int typenum, int ndim, npy_intp *shape);
 
 /* An "O&" converter to gsp_pattern, from the tuple that gspattern.patterns builds: ("gs", banks,
  * per_row, layout) with layout 0 or 1, ("irregular",), ("block", rows, cols), ("nm", n, m). */

@@ -107,6 +107,12 @@ static PyObject *run(const plan_object *self, PyArrayObject *x, int64_t samples,
     return gsp_py_raise(self->module, status, NULL);
 }
 
+/* A new y. Registers of many samples are stored faster if y is aligned; for few the time to allocate it counts. */
+static PyArrayObject *new_y(const plan_object *self, int ndim, npy_intp *shape) {
+    return self->columns ? gsp_py_aligned(self->typenum, ndim, shape)
+                         : (PyArrayObject *)PyArray_SimpleNew(ndim, shape, self->typenum);
+}
+
 /* x [cols] -> y [rows], or x [cols, n] -> y [rows, n]; a plan for columns takes the latter only. */
 static PyObject *multiply(PyObject *object, PyObject *argument) {
     const plan_object *self = (const plan_object *)object;
@@ -121,7 +127,7 @@ static PyObject *multiply(PyObject *object, PyObject *argument) {
         0)
         return NULL;
     npy_intp shape[2] = {(npy_intp)self->rows, ndim == 2 ? PyArray_DIM(x, 1) : 1};
-    PyArrayObject *y = (PyArrayObject *)PyArray_SimpleNew(ndim, shape, self->typenum);
+    PyArrayObject *y = new_y(self, ndim, shape);
     if (y == NULL) return NULL;
     const gsp_strides strides = {shape[1], 1, shape[1], 1};
     return run(self, x, shape[1], ndim == 2 ? &strides : NULL, y, NULL);
@@ -211,7 +217,7 @@ static PyObject *linear(PyObject *object, PyObject *const *args, Py_ssize_t coun
     for (int i = 0; i < ndim - 1; i++) samples *= shape[i] = PyArray_DIM(x, i);
     shape[ndim - 1] = (npy_intp)self->rows;
     if (args[4] == Py_None) {
-        y = (PyArrayObject *)PyArray_SimpleNew(ndim, shape, self->typenum);
+        y = new_y(self, ndim, shape);
         if (y == NULL) return NULL;
     } else {
         y = gsp_py_output(args[4], self->typenum, -1, "out");

@@ -4,8 +4,7 @@
 
 #define ALIGNMENT 64
 
-/* A new array of this shape whose data begin at a multiple of ALIGNMENT. */
-static PyArrayObject *aligned_array(int typenum, int ndim, npy_intp *shape) {
+PyArrayObject *gsp_py_aligned(int typenum, int ndim, npy_intp *shape) {
     PyArray_Descr *descr = PyArray_DescrFromType(typenum);
     if (descr == NULL) return NULL;
     size_t bytes = (size_t)PyDataType_ELSIZE(descr);
@@ -78,7 +77,7 @@ static PyObject *encode(PyObject *module, PyObject *args) {
     if (status != GSP_OK) return gsp_py_raise(module, status, NULL);
 
     npy_intp count = (npy_intp)gsp_groups(&matrix.pattern, matrix.rows) + 1;
-    PyArrayObject *indptr = aligned_array(NPY_UINT32, 1, &count), *values = NULL, *indices = NULL;
+    PyArrayObject *indptr = gsp_py_aligned(NPY_UINT32, 1, &count), *values = NULL, *indices = NULL;
     if (indptr == NULL) return NULL;
     gsp_context *context = gsp_py_state_of(module)->context;
     Py_BEGIN_ALLOW_THREADS;
@@ -102,9 +101,9 @@ static PyObject *encode(PyObject *module, PyObject *args) {
         index_type = NPY_UINT8;
         index_shape[0] = (npy_intp)lengths.indices;
     }
-    values = aligned_array(typenum, values_ndim, shape);
+    values = gsp_py_aligned(typenum, values_ndim, shape);
     if (values == NULL) goto failed;
-    indices = aligned_array(index_type, indices_ndim, index_shape);
+    indices = gsp_py_aligned(index_type, indices_ndim, index_shape);
     if (indices == NULL) goto failed;
     Py_BEGIN_ALLOW_THREADS;
     status = gsp_encode(context, PyArray_DATA(weights), PyArray_DATA(mask), &matrix,
@@ -215,7 +214,7 @@ static PyObject *decode(PyObject *module, PyObject *args) {
     gsp_lengths lengths;
     if (gsp_py_matrix(args, &matrix, &lengths) < 0) return NULL;
     npy_intp shape[2] = {(npy_intp)matrix.rows, (npy_intp)matrix.cols};
-    PyArrayObject *weights = aligned_array(typenum_of((int)matrix.dtype), 2, shape);
+    PyArrayObject *weights = gsp_py_aligned(typenum_of((int)matrix.dtype), 2, shape);
     if (weights == NULL) return NULL;
     gsp_status status;
     Py_BEGIN_ALLOW_THREADS;
@@ -231,7 +230,7 @@ static PyObject *columns(PyObject *module, PyObject *args) {
     gsp_lengths lengths;
     if (gsp_py_matrix(args, &matrix, &lengths) < 0) return NULL;
     PyArrayObject *values = (PyArrayObject *)PyTuple_GET_ITEM(args, 3);
-    PyArrayObject *result = aligned_array(NPY_UINT32, PyArray_NDIM(values), PyArray_SHAPE(values));
+    PyArrayObject *result = gsp_py_aligned(NPY_UINT32, PyArray_NDIM(values), PyArray_SHAPE(values));
     if (result == NULL) return NULL;
     gsp_status status;
     Py_BEGIN_ALLOW_THREADS;
@@ -255,7 +254,7 @@ static PyObject *aligned_copy(PyObject *module, PyObject *object) {
         PyErr_Format(PyExc_TypeError, "expected numbers, got %S", PyArray_DESCR(source));
         return NULL;
     }
-    PyArrayObject *copy = aligned_array(typenum, PyArray_NDIM(source), PyArray_SHAPE(source));
+    PyArrayObject *copy = gsp_py_aligned(typenum, PyArray_NDIM(source), PyArray_SHAPE(source));
     if (copy != NULL && PyArray_CopyInto(copy, source) < 0) Py_CLEAR(copy);
     return (PyObject *)copy;
 }
