@@ -56,8 +56,11 @@ static int64_t measure_run(const gsp_sequences *sequences, int64_t step, bool ba
 static gsp_status check_sequences(shape *s) {
     const gsp_sequences *sequences = s->sequences;
     GSP_CHECK(sequences->steps >= 1 && sequences->batch >= 0, GSP_ERROR_SHAPE);
-    s->samples = 0;
-    for (int64_t step = 0; step < sequences->steps; step++) {
+    GSP_CHECK(sequences->batch <= INT64_MAX / 64, GSP_ERROR_SHAPE);
+    if (sequences->batch_sizes == NULL)
+        GSP_CHECK(!__builtin_mul_overflow(sequences->steps, sequences->batch, &s->samples),
+                  GSP_ERROR_SHAPE);
+    for (int64_t step = 0; sequences->batch_sizes != NULL && step < sequences->steps; step++) {
         const int64_t here = batch_of(sequences, step);
         const int64_t before = step == 0 ? sequences->batch : batch_of(sequences, step - 1);
         GSP_CHECK(here >= 0 && here <= before && (step > 0 || here == before), GSP_ERROR_SHAPE);

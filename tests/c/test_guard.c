@@ -426,6 +426,102 @@ static void test_convolutions(gsp_context *context) {
     }
 }
 
+/* -------------------------------------------------------------- recurrent */
+
+/* Arrays of a call, in the heap or between unmapped pages; the last four are written. */
+enum { X, H0, C0, BIAS, Y, H_N, C_N, WORKSPACE, ARRAYS };
+
+static void set_arrays(gsp_sequences *sequences, gsp_recurrent_layer *weights, int64_t count,
+                       unsigned char *const *data) {
+    sequences->x = data[X];
+    sequences->h0 = data[H0];
+    sequences->c0 = data[C0];
+    sequences->y = data[Y];
+    sequences->h_n = data[H_N];
+    sequences->c_n = data[C_N];
+    for (int64_t i = 0; i < count; i++) weights[i].input_bias = weights[i].hidden_bias = data[BIAS];
+}
+
+/* Two layers in both directions, whose sequences end one after the other. */
+static void check_recurrent(gsp_context *context, gsp_cell cell, gsp_backend backend,
+                            gsp_dtype dtype, int64_t features, int64_t hidden, int64_t batch,
+                            bool at_end, uint64_t *state) {
+    enum { LAYERS = 2, WEIGHTS = 4, STEPS = 3 };
+    const int64_t gates = cell == GSP_LSTM ? 4 : 3, wide = dtype == GSP_FLOAT64;
+    const int64_t batch_sizes[STEPS] = {batch, batch, gspi_max(1, batch / 2)};
+    const int64_t samples = batch_sizes[0] + batch_sizes[1] + batch_sizes[2];
+    snprintf(what, sizeof what, "cell %d, %s, dtype %d, %lld -> %lld, batch %lld, %s an edge", cell,
+             gsp_backend_name(backend), dtype, (long long)features, (long long)hidden,
+             (long long)batch, at_end ? "before" : "behind");
+    gsp_sample made[2 * WEIGHTS];
+    gsp_recurrent_layer weights[WEIGHTS] = {0};
+    gsp_plan *plans[2 * WEIGHTS] = {0};
+    for (int i = 0; i < 2 * WEIGHTS; i++) {
+        const gsp_shape shape = {.pattern = {.kind = GSP_IRREGULAR},
+                                 .rows = gates * hidden,
+                                 .cols = i % 2         ? hidden
+                                         : i < WEIGHTS ? features
+                                                       : 2 * hidden};
+        EXPECT_INT(gsp_sample_make(context, &shape, dtype, gsp_test_random(state), &made[i]),
+                   GSP_OK);
+        EXPECT_INT(
+            gsp_plan_create(context, &made[i].matrix, backend, i % 2 ? batch : samples, &plans[i]),
+            GSP_OK);
+        *(i % 2 ? &weights[i / 2].hidden : &weights[i / 2].input) = plans[i];
+    }
+    const gsp_recurrent recurrent = {cell, LAYERS, 2, weights};
+    gsp_sequences sequences = {.steps = STEPS, .batch = batch, .batch_sizes = batch_sizes};
+    size_t workspace = 0;
+    EXPECT_INT(gsp_recurrent_workspace(&recurrent, &sequences, &workspace), GSP_OK);
+    const int64_t states = WEIGHTS * batch * hidden;
+    const int64_t counts[ARRAYS] = {samples * features,   states, states, gates * hidden,
+                                    samples * 2 * hidden, states, states, 0};
+    unsigned char *heap[ARRAYS], *guarded[ARRAYS];
+    pages edges[ARRAYS];
+    for (int i = 0; i < ARRAYS; i++) {
+        const size_t bytes = i == WORKSPACE ? workspace : (size_t)(counts[i] * (wide ? 8 : 4));
+        heap[i] = i == WORKSPACE ? gspi_alloc(context, bytes, 1) : gsp_test_bytes(bytes);
+        fill(heap[i], wide, counts[i], state);
+        edges[i] = i < Y ? guard_constant(heap[i], bytes, at_end) : guard(heap[i], bytes, at_end);
+        guarded[i] = edges[i].data;
+    }
+    /* Pages begin and end at multiples of 64, and so do the parts of a workspace. */
+    set_arrays(&sequences, weights, WEIGHTS, heap);
+    EXPECT_INT(gsp_recurrent_run(&recurrent, &sequences, heap[WORKSPACE]), GSP_OK);
+    set_arrays(&sequences, weights, WEIGHTS, guarded);
+    EXPECT_INT(gsp_recurrent_run(&recurrent, &sequences, guarded[WORKSPACE]), GSP_OK);
+    for (int i = Y; i < WORKSPACE - (cell == GSP_GRU); i++) {
+        const bool same = memcmp(heap[i], edges[i].data, edges[i].bytes) == 0;
+        EXPECT(same);
+        EXPECT(rest_is_untouched(&edges[i]));
+        if (!same) fprintf(stderr, "  %s\n", what);
+    }
+    for (int i = 0; i < ARRAYS; i++) {
+        pages_free(&edges[i]);
+        if (i == WORKSPACE) gspi_free(context, heap[i]);
+        else free(heap[i]);
+    }
+    for (int i = 0; i < 2 * WEIGHTS; i++) {
+        gsp_plan_destroy(plans[i]);
+        gsp_sample_free(&made[i]);
+    }
+}
+
+static void test_recurrent(gsp_context *context) {
+    static const int64_t sizes[] = {1, 7, 8, 9, 15, 16, 17, 33}, batches[] = {1, 3, 9, 16, 17, 33};
+    enum { SIZES = sizeof sizes / sizeof *sizes, BATCHES = sizeof batches / sizeof *batches };
+    gsp_backend backends[GSP_BACKENDS];
+    const int count = gsp_backends(backends);
+    uint64_t state = 77;
+    for (int b = 0; b < count; b++)
+        for (int i = 0; i < SIZES * BATCHES; i++) {
+            const gsp_dtype dtype = i % 5 == 0 ? GSP_FLOAT64 : GSP_FLOAT32;
+            check_recurrent(context, i % 2 ? GSP_GRU : GSP_LSTM, backends[b], dtype,
+                            sizes[(3 * i + 1) % SIZES], sizes[i % SIZES], batches[i / SIZES],
+                            i % 3 == 0, &state);
+        }
+}
+
 int main(void) {
     const struct sigaction action = {.sa_handler = on_fault};
     sigaction(SIGSEGV, &action, NULL);
@@ -436,6 +532,7 @@ int main(void) {
     test_lane_edges(context);
     test_samples(context);
     test_convolutions(context);
+    test_recurrent(context);
     gsp_context_destroy(context);
     return gsp_test_done("guard");
 }
