@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,6 +129,44 @@ def plot_tradeoff(
     ax.set_ylabel(ylabel)
     ax.grid(alpha=0.3)
     ax.legend(fontsize="small")
+    return ax
+
+
+def plot_schedule(
+    schedule: Callable[[int, float], float | None],
+    sparsity: float,
+    steps: int,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw the sparsity at every step, with a mark wherever masks are chosen anew.
+
+    Parameters
+    ----------
+    schedule : callable
+        Such as `gspattern.torch.cubic` makes: (step, final sparsity) to the sparsity, or None for no change.
+    sparsity : float
+        The final one.
+    steps : int
+        Of the whole training.
+    ax : Axes, optional
+
+    Raises
+    ------
+    ValueError
+        If masks are never chosen in so many steps.
+    """
+    chosen = [(t, s) for t in range(steps + 1) if (s := schedule(t, sparsity)) is not None]
+    if not chosen:
+        raise ValueError(f"this schedule chooses no masks in {steps} steps")
+    if ax is None:
+        ax = _pyplot().subplots()[1]
+    times, shares = zip(*chosen, strict=True)
+    ax.step((0, *times, steps), (0.0, *shares, shares[-1]), where="post")
+    ax.plot(times, shares, "o", markersize=3)
+    ax.set_xlabel("step")
+    ax.set_ylabel("sparsity")
+    ax.set_ylim(0, 1)
+    ax.grid(alpha=0.3)
     return ax
 
 

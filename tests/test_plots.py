@@ -11,7 +11,13 @@ import pytest
 matplotlib = pytest.importorskip("matplotlib", reason="the extra `plot` is not installed")
 matplotlib.use("Agg")
 
-from gspattern.plots import bank_colours, mask_image, plot_mask, plot_tradeoff  # noqa: E402
+from gspattern.plots import (  # noqa: E402
+    bank_colours,
+    mask_image,
+    plot_mask,
+    plot_schedule,
+    plot_tradeoff,
+)
 
 WHITE = (255, 255, 255)
 
@@ -74,3 +80,16 @@ def test_matplotlib_is_asked_for_when_it_is_needed():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == '(1, 1, 3)\npictures need matplotlib: pip install "gspattern[plot]"\n'
+
+
+def test_a_schedule_is_a_staircase(axes):
+    def schedule(step, final):
+        return {3: 0.25 * final, 6: final}.get(step)
+
+    plot_schedule(schedule, 0.8, 10, axes)
+    stairs, marks = axes.lines
+    assert stairs.get_drawstyle() == "steps-post"
+    assert stairs.get_xydata().tolist() == [[0, 0], [3, 0.2], [6, 0.8], [10, 0.8]]
+    assert marks.get_xydata().tolist() == [[3, 0.2], [6, 0.8]]
+    with pytest.raises(ValueError, match="chooses no masks in 2 steps"):
+        plot_schedule(schedule, 0.8, 2)
