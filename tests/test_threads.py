@@ -190,6 +190,22 @@ def test_idle_threads_rest():
     assert time.process_time() - before < 0.1
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="threads have no affinity here")
+def test_no_thread_stays_pinned():
+    """Threads that move away from the caller's CPU may use all CPUs again."""
+    matrix, _ = large("gs(cpu)")
+    allowed = os.sched_getaffinity(0)
+    gs.set_num_threads(2)
+    plan, x = matrix.plan(64), inputs(64)
+    for cpu in sorted(allowed) * 20:
+        os.sched_setaffinity(0, {cpu})  # of this thread, which may land where the pool's is
+        os.sched_setaffinity(0, allowed)
+        repeat(lambda: plan.multiply(x), 5)
+    tasks = [int(task.name) for task in Path("/proc/self/task").iterdir()]
+    assert len(tasks) > 1
+    assert {task: os.sched_getaffinity(task) for task in tasks} == dict.fromkeys(tasks, allowed)
+
+
 def test_with_the_threads_of_torch():
     """Layers of both kinds in turn, whose threads wait awake for a while."""
     torch = pytest.importorskip("torch")

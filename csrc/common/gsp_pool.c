@@ -8,10 +8,15 @@
  * Threads wait awake for a moment, because the next product is often microseconds away and waking a thread takes
  * ten; then they sleep on a condition, because others (the threads of OpenMP above all) want the CPU as well.
  *
+ * Threads are not pinned. But where those of another pool are awake on all other CPUs, as OpenMP's are after their
+ * work, the system wakes ours on the CPU of the caller and leaves both there for many jobs, in each of which one waits
+ * for the other. So a thread that finds itself there when it begins a job asks to be anywhere else, and at once to be
+ * anywhere again: it stays where that brought it until the system has a reason.
+ *
  * A child process has the memory of the pool, but not its threads. A counter of forks tells: who finds the pool to
  * be of another process makes it anew. */
 #if defined(__linux__)
-#define _GNU_SOURCE /* sched_getaffinity */
+#define _GNU_SOURCE /* sched_getaffinity, sched_getcpu */
 #else
 #define _POSIX_C_SOURCE 200809L
 #endif
@@ -121,11 +126,36 @@ static bool spin(gspi_pool *pool, bool (*condition)(gspi_pool *), int64_t limit)
     }
 }
 
+/* The CPU that this thread is on, -1 if unknown. */
+static int this_cpu(void) {
+#if defined(__linux__)
+    return sched_getcpu();
+#else
+    return -1;
+#endif
+}
+
+/* Moves this thread to another CPU than `cpu`, if it may use any. */
+static void move_away(int cpu) {
+#if defined(__linux__)
+    cpu_set_t all, others;
+    if (cpu < 0 || cpu >= CPU_SETSIZE || sched_getaffinity(0, sizeof all, &all) != 0) return;
+    others = all;
+    CPU_CLR(cpu, &others);
+    if (CPU_COUNT(&others) == 0 || sched_setaffinity(0, sizeof others, &others) != 0) return;
+    (void)sched_setaffinity(0, sizeof all, &all);
+#else
+    (void)cpu;
+#endif
+}
+
 static void *thread_main(void *argument) {
     gspi_pool *pool = argument;
     while (!atomic_load(&pool->stops)) {
         const int worker = take_place(pool);
         if (worker > 0) {
+            const int cpu = atomic_load(&pool->owner_cpu);
+            if (cpu >= 0 && cpu == this_cpu()) move_away(cpu);
             run(pool->job, worker);
             leave(pool);
         }
@@ -175,6 +205,7 @@ static void make(gspi_pool *pool) {
     pool->cpus = 0;
     atomic_store(&pool->ticket, 0);
     atomic_store(&pool->sleepers, 0);
+    atomic_store(&pool->owner_cpu, -1);
     atomic_store(&pool->owner_sleeps, false);
     atomic_store(&pool->stops, false);
     atomic_store(&pool->awake, false);
@@ -232,6 +263,8 @@ static void start_threads(gspi_pool *pool, int count) {
 
 static void post(gspi_pool *pool, gspi_job *job, int threads) {
     pool->job = job;
+    /* More threads than CPUs must share one. */
+    atomic_store(&pool->owner_cpu, atomic_load(&pool->awake) ? this_cpu() : -1);
     const uint64_t number = (atomic_load(&pool->ticket) >> 32) + 1;
     atomic_store(&pool->ticket, number << 32 | (uint64_t)threads << 16);
     /* Those awake look at the ticket before they sleep. */

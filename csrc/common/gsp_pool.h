@@ -18,7 +18,6 @@ typedef struct gspi_pool {
     gspi_job *job;
     int started, most; /* threads that run, and that the system lets us have */
     int cpus;
-    bool spins; /* whether to wait awake at first: not if there are more threads than CPUs */
     pthread_t threads[GSPI_MAX_THREADS - 1];
 
     /* What the threads of the pool read and write, too. */
@@ -27,6 +26,7 @@ typedef struct gspi_pool {
     char apart_too[64];
     _Atomic int64_t asked; /* when gspi_pool_is_busy was called, in nanoseconds */
     atomic_int sleepers;
+    atomic_int owner_cpu; /* that the caller was on when it posted; -1 if that does not matter */
     atomic_bool owner_sleeps, stops, awake;
     pthread_mutex_t lock;
     pthread_cond_t posted, left;
