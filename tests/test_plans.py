@@ -627,3 +627,16 @@ def test_matrix_methods_use_the_plans():
     assert (np.abs(matrix @ x - pruned @ x) <= bound).all()
     assert (np.abs(matrix.linear(x.T.copy()).T - pruned @ x) <= bound).all()
     assert matrix.plan(1) is plans.plan_for(matrix)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("pattern", ["gs(16,16)", "gs(16,1)", "gs(16,4)", "gs(8,8,contiguous)"])
+@pytest.mark.parametrize("n", [1, 40])
+def test_a_column_twice_in_a_row_is_refused(pattern, backend, n):
+    weights = np.random.default_rng(3).standard_normal((32, 64)).astype(np.float32)
+    chosen = gs.choose_mask(np.abs(weights), pattern, 0.5)
+    core = list(gs.encode(weights, pattern, chosen.mask).core())
+    core[4] = core[4].copy()
+    core[4][1] = core[4][0]  # slot 0 of the first two bundles
+    with pytest.raises(gs.FormatError, match="twice"):
+        _core.plan(tuple(core), backend, n)

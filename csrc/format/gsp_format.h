@@ -21,6 +21,11 @@ static inline bool gspi_is_horizontal(const gsp_pattern *pattern) {
     return pattern->kind == GSP_GS && pattern->per_row == pattern->banks;
 }
 
+/* gsp_validate, but for columns that are twice in a row of a GS matrix if `duplicates` is false: who decodes rows finds
+ * these on the way. */
+gsp_status gspi_validate(gsp_context *context, const gsp_matrix *matrix, const gsp_lengths *lengths,
+                         gsp_fault *fault, bool duplicates);
+
 /* Slots of one row of an N:M matrix. */
 int64_t gspi_nm_row_slots(const gsp_pattern *pattern, int64_t cols);
 /* Rows of an N:M matrix whose packed positions fill whole bytes for any number of slots. */

@@ -259,7 +259,7 @@ static gsp_status check_duplicates(const check *work, int64_t group, int64_t row
     return GSP_OK;
 }
 
-static gsp_status check_gs(const check *work, gsp_context *context) {
+static gsp_status check_gs(const check *work, gsp_context *context, bool duplicates) {
     const gsp_matrix *matrix = work->matrix;
     const gsp_pattern *pattern = &matrix->pattern;
     const int64_t group_rows = gsp_group_rows(pattern), groups = gsp_groups(pattern, matrix->rows);
@@ -274,7 +274,7 @@ static gsp_status check_gs(const check *work, gsp_context *context) {
              unit++)
             status = gspi_is_horizontal(pattern) ? check_places(work, unit)
                                                  : check_bundle(work, unit, rows, held);
-        if (status == GSP_OK) status = check_duplicates(work, g, rows, seen);
+        if (status == GSP_OK && duplicates) status = check_duplicates(work, g, rows, seen);
     }
     gspi_free(context, seen);
     gspi_free(context, held);
@@ -368,8 +368,8 @@ static gsp_status check_nm(const check *work, const gsp_lengths *lengths) {
     return GSP_OK;
 }
 
-gsp_status gsp_validate(gsp_context *context, const gsp_matrix *matrix, const gsp_lengths *lengths,
-                        gsp_fault *fault) {
+gsp_status gspi_validate(gsp_context *context, const gsp_matrix *matrix, const gsp_lengths *lengths,
+                         gsp_fault *fault, bool duplicates) {
     if (fault != NULL) *fault = (gsp_fault){NULL, 0, 0, 0};
     const check work = {matrix, fault};
     GSP_TRY(check_lengths(&work, lengths));
@@ -377,10 +377,15 @@ gsp_status gsp_validate(gsp_context *context, const gsp_matrix *matrix, const gs
     GSP_TRY(check_scales(&work));
     GSP_TRY(check_indptr(&work));
     switch (matrix->pattern.kind) {
-    case GSP_GS: return check_gs(&work, context);
+    case GSP_GS: return check_gs(&work, context, duplicates);
     case GSP_IRREGULAR: return check_irregular(&work);
     case GSP_BLOCK: return check_block(&work);
     case GSP_NM: return check_nm(&work, lengths);
     }
     return GSP_ERROR_PATTERN;
+}
+
+gsp_status gsp_validate(gsp_context *context, const gsp_matrix *matrix, const gsp_lengths *lengths,
+                        gsp_fault *fault) {
+    return gspi_validate(context, matrix, lengths, fault, true);
 }

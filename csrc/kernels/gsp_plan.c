@@ -1,6 +1,7 @@
 /* Makes plans: takes the kernels of the backend that take the matrix, and lays it out for the cheapest. */
 #include <string.h>
 
+#include "../format/gsp_format.h"
 #include "gsp_plan.h"
 
 void *gspi_plan_alloc(gsp_plan *plan, uint64_t count, size_t size) {
@@ -32,6 +33,8 @@ static gsp_status own(gsp_plan *plan, const void *array, size_t bytes, void *cop
 static gsp_status copy_stored(gsp_plan *plan, const gsp_matrix *matrix) {
     gsp_lengths bytes;
     GSP_TRY(gsp_sizes(matrix, &bytes));
+    /* Nobody decodes the rows. */
+    GSP_TRY(gspi_validate(plan->context, matrix, &bytes, NULL, true));
     plan->units = gsp_groups(&matrix->pattern, matrix->rows);
     plan->entries = plan->slots = bytes.values / gsp_dtype_size(matrix->dtype);
     GSP_TRY(own(plan, matrix->values, bytes.values, &plan->matrix.values));
@@ -68,7 +71,7 @@ gsp_status gsp_plan_create(gsp_context *context, const gsp_matrix *matrix, gsp_b
     GSP_CHECK(n >= 0, GSP_ERROR_SHAPE);
     gsp_lengths lengths;
     GSP_TRY(gsp_sizes(matrix, &lengths));
-    GSP_TRY(gsp_validate(context, matrix, &lengths, NULL));
+    GSP_TRY(gspi_validate(context, matrix, &lengths, NULL, false));
     gsp_plan *made = gspi_calloc(context, 1, sizeof *made);
     GSP_CHECK(made != NULL, GSP_ERROR_MEMORY);
     made->context = context;

@@ -82,16 +82,17 @@ static gspi_element *take_word(const dense_row *row, int64_t word, gspi_element 
     return to;
 }
 
-static void take(const dense_row *row, gspi_element *to) {
+static gspi_element *take(const dense_row *row, gspi_element *to) {
     if (row->words == NULL) {
         for (int64_t word = 0; word <= row->size / 64; word++) to = take_word(row, word, to);
-        return;
+        return to;
     }
     for (int64_t i = 0; i <= row->size / 4096; i++) {
         for (uint64_t words = row->words[i]; words != 0; words &= words - 1)
             to = take_word(row, 64 * i + __builtin_ctzll(words), to);
         row->words[i] = 0;
     }
+    return to;
 }
 
 typedef struct {
@@ -108,8 +109,8 @@ static gspi_element *elements_of(const decoding *d, int64_t row) {
     return d->list->elements + d->list->start[d->place_of[row]];
 }
 
-/* One row of one group: per_row slots of every bundle, from `slot` on. */
-GSPI_INLINE void decode_gs_row(const decoding *d, int64_t group, int64_t slot, int64_t row,
+/* One row of one group: per_row slots of every bundle, from `slot` on. Returns whether all have columns of their own. */
+GSPI_INLINE bool decode_gs_row(const decoding *d, int64_t group, int64_t slot, int64_t row,
                                bool horizontal, uint32_t bytes) {
     const gsp_matrix *matrix = d->matrix;
     const dense_row dense = d->dense;
@@ -123,29 +124,33 @@ GSPI_INLINE void decode_gs_row(const decoding *d, int64_t group, int64_t slot, i
                 d->values[first + (uint64_t)i]);
         }
     }
-    take(&dense, elements_of(d, row));
+    const gspi_element *const end = take(&dense, elements_of(d, row));
+    return end == d->list->elements + d->list->start[d->place_of[row] + 1] - 1;
 }
 
-static void decode_gs(const decoding *d) {
+static gsp_status decode_gs(const decoding *d) {
     const gsp_matrix *matrix = d->matrix;
     const int64_t per_row = matrix->pattern.per_row, group_rows = gsp_group_rows(&matrix->pattern);
     for (int64_t p = 0; p < matrix->rows; p++) {
         const int64_t row = matrix->row_order ? matrix->row_order[p] : p, group = p / group_rows,
                       slot = p % group_rows * per_row;
+        bool right;
         /* Compiled for each width of an index, and for rows that are groups. */
         if (group_rows == 1) {
             switch (matrix->index_bytes) {
-            case 1: decode_gs_row(d, group, slot, row, true, 1); break;
-            case 2: decode_gs_row(d, group, slot, row, true, 2); break;
-            default: decode_gs_row(d, group, slot, row, true, 4); break;
+            case 1: right = decode_gs_row(d, group, slot, row, true, 1); break;
+            case 2: right = decode_gs_row(d, group, slot, row, true, 2); break;
+            default: right = decode_gs_row(d, group, slot, row, true, 4); break;
             }
         } else {
             switch (matrix->index_bytes) {
-            case 2: decode_gs_row(d, group, slot, row, false, 2); break;
-            default: decode_gs_row(d, group, slot, row, false, 4); break;
+            case 2: right = decode_gs_row(d, group, slot, row, false, 2); break;
+            default: right = decode_gs_row(d, group, slot, row, false, 4); break;
             }
         }
+        GSP_CHECK(right, GSP_ERROR_DUPLICATE);
     }
+    return GSP_OK;
 }
 
 static void decode_irregular(const decoding *d) {
@@ -265,7 +270,7 @@ gsp_status gspi_decode_rows(gsp_context *context, const gsp_matrix *matrix, cons
                                  ? gsp_bank_begin(bank, matrix->cols, banks)
                                  : bank;
         switch (pattern->kind) {
-        case GSP_GS: decode_gs(&d); break;
+        case GSP_GS: status = decode_gs(&d); break;
         case GSP_IRREGULAR: decode_irregular(&d); break;
         case GSP_BLOCK: decode_blocks(&d); break;
         case GSP_NM: decode_nm(&d); break;
