@@ -14,7 +14,7 @@ import scipy.special
 import torch
 
 import gspattern as gs
-from gspattern import GS, NM, Block, Irregular, plans
+from gspattern import GS, NM, Block, Irregular, _core, plans
 from gspattern._core import plan as make_plan
 from sample_matrices import DTYPES, Sample, sample_matrix
 
