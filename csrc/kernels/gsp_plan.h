@@ -26,9 +26,9 @@ void gspi_count_rows(const gsp_matrix *matrix, uint32_t *counts);
 /* Places of rows: fullest first, else as the matrix has them. order [rows]: place -> row. */
 gsp_status gspi_fullest_first(gsp_context *context, const gsp_matrix *matrix,
                               const uint32_t *counts, uint32_t *order);
-/* Decodes a matrix that gspi_validate has passed; GSP_ERROR_DUPLICATE if a column is twice in a row. order [rows]: row p of the list is row order[p] of the matrix, NULL
- * for the natural order. bank_stride 0: keys are columns; else place i of bank b has key b * bank_stride + i, for
- * matrices whose groups are single rows. */
+/* Decodes a matrix that gspi_validate has passed; GSP_ERROR_DUPLICATE if a column is twice in a row. order [rows]:
+ * row p of the list is row order[p] of the matrix, NULL for the natural order. bank_stride 0: keys are columns; else
+ * place i of bank b has key b * bank_stride + i, for matrices whose groups are single rows. */
 gsp_status gspi_decode_rows(gsp_context *context, const gsp_matrix *matrix, const uint32_t *order,
                             int64_t bank_stride, gspi_rows *list);
 void gspi_free_rows(gsp_context *context, gspi_rows *list);

@@ -109,7 +109,8 @@ static gspi_element *elements_of(const decoding *d, int64_t row) {
     return d->list->elements + d->list->start[d->place_of[row]];
 }
 
-/* One row of one group: per_row slots of every bundle, from `slot` on. Returns whether all have columns of their own. */
+/* One row of one group: per_row slots of every bundle, from `slot` on. Returns whether all have columns of their
+ * own. */
 GSPI_INLINE bool decode_gs_row(const decoding *d, int64_t group, int64_t slot, int64_t row,
                                bool horizontal, uint32_t bytes) {
     const gsp_matrix *matrix = d->matrix;
