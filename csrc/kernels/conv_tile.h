@@ -94,115 +94,149 @@ typedef struct {
     gspi_v_mask some, more;
 } gspi_part;
 
+/* Bit i to bit 2 i, for 16 bits. */
 GSPI_VECTOR uint32_t spread(uint32_t bits) {
-    uint32_t even = 0;
-    for (int i = 0; i < V_LANES; i++) even |= (bits >> i & 1) << 2 * i;
-    return even;
+    bits = (bits | bits << 8) & 0x00ff00ff;
+    bits = (bits | bits << 4) & 0x0f0f0f0f;
+    bits = (bits | bits << 2) & 0x33333333;
+    return (bits | bits << 1) & 0x55555555;
 }
 
-GSPI_VECTOR gspi_part part_of(const float *x, const gspi_piece *piece, int v, int64_t step) {
-    gspi_part part = {.bits = (uint32_t)(piece->lanes >> v * V_LANES) & ((1u << V_LANES) - 1),
-                      .from = beside(x, piece->from + v * V_LANES * step)};
-    if (part.bits == 0) part.from = x;
-    part.some = part.more = v_mask_of(part.bits);
-    if (step == 2) {
-        const uint32_t both = spread(part.bits);
-        part.some = v_mask_of(both & ((1u << V_LANES) - 1));
-        part.more = v_mask_of(both >> V_LANES);
-    }
+/* `from`: where lane 0 would be; step 2 needs the lanes of two registers, of which every other is used. */
+GSPI_VECTOR gspi_part part_of(const float *from, uint32_t bits, int64_t step) {
+    gspi_part part = {.from = from, .bits = bits};
+    const uint32_t lanes = step == 2 ? spread(bits) : bits;
+    part.some = v_mask_of(lanes & ((1u << V_LANES) - 1));
+    part.more = v_mask_of(lanes >> V_LANES);
     return part;
 }
 
-/* Zeros in other lanes. */
-GSPI_VECTOR gspi_v load_part(const gspi_part *part, int64_t offset, int64_t step) {
-    const float *from = beside(part->from, offset);
-    if (step == 1) return v_load_some(from, part->some);
-    if (step == 2)
-        return v_even(v_load_some(from, part->some), v_load_some(from + V_LANES, part->more));
-    _Alignas(64) float lanes[V_LANES] = {0};
-    for (uint32_t bits = part->bits; bits != 0; bits &= bits - 1) {
-        const int lane = __builtin_ctz(bits);
-        lanes[lane] = from[lane * step];
+/* The lanes of one part, or of two; zeros in others. */
+GSPI_VECTOR gspi_v load_parts(const gspi_part *one, const gspi_part *two, bool both, int64_t offset,
+                              int64_t step) {
+    const float *from = beside(one->from, offset), *other = both ? beside(two->from, offset) : NULL;
+    if (step <= 2) {
+        gspi_v low = v_load_some(from, one->some);
+        if (both) low = v_blend(low, v_load_some(other, two->some), two->some);
+        if (step == 1) return low;
+        gspi_v high = v_load_some(from + V_LANES, one->more);
+        if (both) high = v_blend(high, v_load_some(other + V_LANES, two->more), two->more);
+        return v_even(low, high);
     }
+    _Alignas(64) float lanes[V_LANES] = {0};
+    for (uint32_t bits = one->bits; bits != 0; bits &= bits - 1)
+        lanes[__builtin_ctz(bits)] = from[__builtin_ctz(bits) * step];
+    for (uint32_t bits = both ? two->bits : 0; bits != 0; bits &= bits - 1)
+        lanes[__builtin_ctz(bits)] = other[__builtin_ctz(bits) * step];
     return v_load(lanes);
 }
 
-/* One tap of `channels` channels to rows of the tile. The first part of every register, then the few others. */
-GSPI_VECTOR void fill_parts(const gspi_part *parts, const gspi_part *more, const int *register_of,
-                            int extra, int64_t channels, int64_t channel_step, char *tile,
-                            uint32_t stride, int registers, int64_t step) {
-    gspi_part part[GSPI_TILE_REGISTERS];
-    for (int v = 0; v < registers; v++) part[v] = parts[v];
+/* What a tap brings to the registers of a tile: up to two parts each, and the few others. */
+typedef struct {
+    gspi_part one[GSPI_TILE_REGISTERS], two[GSPI_TILE_REGISTERS], more[GSPI_TILE_SAMPLES];
+    int register_of[GSPI_TILE_SAMPLES], extra;
+    bool both;
+} gspi_tap;
+
+/* One tap of `channels` channels to rows of the tile. */
+GSPI_VECTOR void fill_parts(const gspi_tap *parts, int64_t channels, int64_t channel_step,
+                            char *tile, uint32_t stride, int registers, int64_t step, bool both) {
+    gspi_part one[GSPI_TILE_REGISTERS], two[GSPI_TILE_REGISTERS];
+    for (int v = 0; v < registers; v++) {
+        one[v] = parts->one[v];
+        two[v] = parts->two[v];
+    }
     for (int64_t c = 0; c < channels; c++) {
         float *to = (float *)(void *)(tile + c * stride);
         for (int v = 0; v < registers; v++)
-            v_store(to + v * V_LANES, load_part(&part[v], c * channel_step, step));
+            v_store(to + v * V_LANES, load_parts(&one[v], &two[v], both, c * channel_step, step));
     }
-    for (int p = 0; p < extra; p++) {
-        const gspi_part here = more[p];
+    for (int p = 0; p < parts->extra; p++) {
+        const gspi_part here = parts->more[p];
         const gspi_v_mask lanes = v_mask_of(here.bits);
         for (int64_t c = 0; c < channels; c++) {
-            float *to = (float *)(void *)(tile + c * stride) + register_of[p] * V_LANES;
-            v_store(to, v_blend(v_load(to), load_part(&here, c * channel_step, step), lanes));
+            float *to = (float *)(void *)(tile + c * stride) + parts->register_of[p] * V_LANES;
+            const gspi_v x = load_parts(&here, NULL, false, c * channel_step, step);
+            v_store(to, v_blend(v_load(to), x, lanes));
         }
     }
 }
 
-/* Compiled for each number of registers and kind of step, so that loops are unrolled. */
-static void fill_tap(const gsp_convolution *c, const gspi_part *parts, const gspi_part *more,
-                     const int *register_of, int extra, int64_t channels, char *tile,
+/* Compiled for each number of registers and parts, and kind of step, so that loops are unrolled. */
+static void fill_tap(const gsp_convolution *c, const gspi_tap *parts, int64_t channels, char *tile,
                      uint32_t stride, int registers) {
-#define FILL(vectors, step)                                                                        \
-    fill_parts(parts, more, register_of, extra, channels, c->x.channel_step, tile, stride,         \
-               (vectors) * GSPI_VECTOR_FLOATS / V_LANES, step)
+#define FILL(vectors, step, both)                                                                  \
+    fill_parts(parts, channels, c->x.channel_step, tile, stride,                                   \
+               (vectors) * GSPI_VECTOR_FLOATS / V_LANES, step, both)
+#define FILL_STEP(vectors, step)                                                                   \
+    do {                                                                                           \
+        if (parts->both) FILL(vectors, step, true);                                                \
+        else FILL(vectors, step, false);                                                           \
+    } while (0)
     const int vectors = registers * V_LANES / GSPI_VECTOR_FLOATS;
     if (c->stride[1] == 1) {
-        if (vectors == 1) FILL(1, 1);
-        else FILL(2, 1);
+        if (vectors == 1) FILL_STEP(1, 1);
+        else FILL_STEP(2, 1);
     } else if (c->stride[1] == 2) {
-        if (vectors == 1) FILL(1, 2);
-        else FILL(2, 2);
+        if (vectors == 1) FILL_STEP(1, 2);
+        else FILL_STEP(2, 2);
     } else {
-        FILL(vectors, c->stride[1]);
+        FILL(vectors, c->stride[1], true);
     }
+#undef FILL_STEP
 #undef FILL
+}
+
+/* The pieces of a tap that the runs meet, by register. `x` is the first pixel of the first channel. */
+static void cut_parts(const gsp_convolution *c, const gspi_runs *runs, int64_t tap, const float *x,
+                      gspi_tap *parts) {
+    const int64_t step = c->stride[1];
+    gspi_piece pieces[GSPI_TILE_SAMPLES];
+    int count = 0;
+    for (int r = 0; r < runs->count; r++) {
+        const gspi_run *run = &runs->run[r];
+        int64_t from;
+        int low, high;
+        if (!meet(c, run, tap, &from, &low, &high)) continue;
+        count =
+            add_piece(pieces, count, from - run->lane * step, run->lane + low, run->lane + high);
+    }
+    parts->extra = 0;
+    parts->both = false;
+    for (int v = 0; v < GSPI_TILE_REGISTERS; v++) {
+        int found = 0;
+        for (int p = 0; p < count; p++) {
+            const uint32_t bits =
+                (uint32_t)(pieces[p].lanes >> v * V_LANES) & ((1u << V_LANES) - 1);
+            if (bits == 0) continue;
+            const gspi_part part =
+                part_of(beside(x, pieces[p].from + v * V_LANES * step), bits, step);
+            if (found == 0) {
+                parts->one[v] = part;
+            } else if (found == 1) {
+                parts->two[v] = part;
+                parts->both = true;
+            } else {
+                parts->more[parts->extra] = part;
+                parts->register_of[parts->extra++] = v;
+            }
+            found++;
+        }
+        if (found < 1) parts->one[v] = part_of(x, 0, step);
+        if (found < 2) parts->two[v] = part_of(x, 0, step);
+    }
 }
 
 /* Columns [col, col + cols) of the matrix, x with adjacent pixels. */
 static void fill_planes(const gsp_convolution *c, const float *x, const gspi_runs *runs,
                         int64_t col, int64_t cols, char *tile, uint32_t stride, int registers) {
-    const int64_t step = c->stride[1], end = col + cols;
+    const int64_t end = col + cols;
     while (col < end) {
         const int64_t tap = col / c->channels, channel = col % c->channels;
         const int64_t channels = gspi_min(c->channels - channel, end - col);
-        gspi_piece pieces[GSPI_TILE_SAMPLES];
-        int count = 0;
-        for (int r = 0; r < runs->count; r++) {
-            const gspi_run *run = &runs->run[r];
-            int64_t from;
-            int low, high;
-            if (!meet(c, run, tap, &from, &low, &high)) continue;
-            count = add_piece(pieces, count, from - run->lane * step, run->lane + low,
-                              run->lane + high);
-        }
-        const float *from = x + channel * c->x.channel_step;
-        const gspi_piece nothing = {0};
-        gspi_part first[GSPI_TILE_REGISTERS], more[GSPI_TILE_SAMPLES];
-        int register_of[GSPI_TILE_SAMPLES], extra = 0;
-        for (int v = 0; v < GSPI_TILE_REGISTERS; v++) {
-            first[v] = part_of(from, &nothing, v, step);
-            for (int p = 0; p < count; p++) {
-                const gspi_part part = part_of(from, &pieces[p], v, step);
-                if (part.bits == 0) continue;
-                if (first[v].bits == 0) {
-                    first[v] = part;
-                    continue;
-                }
-                more[extra] = part;
-                register_of[extra++] = v;
-            }
-        }
-        fill_tap(c, first, more, register_of, extra, channels, tile, stride, registers);
+        gspi_tap parts;
+        cut_parts(c, runs, tap, x + channel * c->x.channel_step, &parts);
+        fill_tap(c, &parts, channels, tile, stride, registers);
         tile += channels * stride;
         col += channels;
     }

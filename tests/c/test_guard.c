@@ -309,7 +309,7 @@ static gsp_images images_of(int64_t rows, int64_t cols, int64_t channels, bool l
     return (gsp_images){rows, cols, all, rows * cols, cols, 1};
 }
 
-/* One convolution between unmapped pages, and the same one in the heap, which tests/test_conv.py holds against torch. */
+/* One convolution between unmapped pages, and the same one in the heap: tests/test_conv.py holds that against torch. */
 static void check_convolution(const gsp_plan *plan, const gsp_matrix *matrix, const geometry *g,
                               bool x_last, bool y_last, bool at_end, uint64_t *state) {
     const bool wide = matrix->dtype == GSP_FLOAT64;

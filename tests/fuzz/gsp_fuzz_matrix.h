@@ -1,4 +1,4 @@
-/* What fuzzers of products share: a matrix of any pattern, shape, density and dtype, whose weights are known in double. */
+/* What fuzzers of products share: a matrix of any pattern, shape, density and dtype, and its weights in double. */
 #ifndef GSP_FUZZ_MATRIX_H
 #define GSP_FUZZ_MATRIX_H
 
