@@ -133,29 +133,32 @@ GSPI_VECTOR gspi_v load_parts(const gspi_part *one, const gspi_part *two, bool b
 
 /* What a tap brings to the registers of a tile: up to two parts each, and the few others. */
 typedef struct {
+    int64_t channel, end; /* of x, the first of which goes to `row` of the tile */
+    char *row;
     gspi_part one[GSPI_TILE_REGISTERS], two[GSPI_TILE_REGISTERS], more[GSPI_TILE_SAMPLES];
     int register_of[GSPI_TILE_SAMPLES], extra;
     bool both;
 } gspi_tap;
 
-/* One tap of `channels` channels to rows of the tile. */
-GSPI_VECTOR void fill_parts(const gspi_tap *parts, int64_t channels, int64_t channel_step,
+/* Channels [first, end) of a tap to rows of the tile. */
+GSPI_VECTOR void fill_parts(const gspi_tap *parts, int64_t first, int64_t end, int64_t channel_step,
                             char *tile, uint32_t stride, int registers, int64_t step, bool both) {
     gspi_part one[GSPI_TILE_REGISTERS], two[GSPI_TILE_REGISTERS];
     for (int v = 0; v < registers; v++) {
         one[v] = parts->one[v];
         two[v] = parts->two[v];
     }
-    for (int64_t c = 0; c < channels; c++) {
-        float *to = (float *)(void *)(tile + c * stride);
+    for (int64_t c = first; c < end; c++) {
+        float *to = (float *)(void *)(tile + (c - first) * stride);
         for (int v = 0; v < registers; v++)
             v_store(to + v * V_LANES, load_parts(&one[v], &two[v], both, c * channel_step, step));
     }
     for (int p = 0; p < parts->extra; p++) {
         const gspi_part here = parts->more[p];
         const gspi_v_mask lanes = v_mask_of(here.bits);
-        for (int64_t c = 0; c < channels; c++) {
-            float *to = (float *)(void *)(tile + c * stride) + parts->register_of[p] * V_LANES;
+        for (int64_t c = first; c < end; c++) {
+            float *to =
+                (float *)(void *)(tile + (c - first) * stride) + parts->register_of[p] * V_LANES;
             const gspi_v x = load_parts(&here, NULL, false, c * channel_step, step);
             v_store(to, v_blend(v_load(to), x, lanes));
         }
@@ -163,10 +166,10 @@ GSPI_VECTOR void fill_parts(const gspi_tap *parts, int64_t channels, int64_t cha
 }
 
 /* Compiled for each number of registers and parts, and kind of step, so that loops are unrolled. */
-static void fill_tap(const gsp_convolution *c, const gspi_tap *parts, int64_t channels, char *tile,
-                     uint32_t stride, int registers) {
+static void fill_tap(const gsp_convolution *c, const gspi_tap *parts, int64_t first, int64_t end,
+                     char *tile, uint32_t stride, int registers) {
 #define FILL(vectors, step, both)                                                                  \
-    fill_parts(parts, channels, c->x.channel_step, tile, stride,                                   \
+    fill_parts(parts, first, end, c->x.channel_step, tile, stride,                                 \
                (vectors) * GSPI_VECTOR_FLOATS / V_LANES, step, both)
 #define FILL_STEP(vectors, step)                                                                   \
     do {                                                                                           \
@@ -227,18 +230,36 @@ static void cut_parts(const gsp_convolution *c, const gspi_runs *runs, int64_t t
     }
 }
 
+/* Taps that are filled together, and channels of one before the next has its turn: neighbouring taps meet the same lines
+ * of x, which are in the first cache for so long. */
+#define GSPI_TAPS 4
+#define GSPI_TURN 32
+
 /* Columns [col, col + cols) of the matrix, x with adjacent pixels. */
 static void fill_planes(const gsp_convolution *c, const float *x, const gspi_runs *runs,
                         int64_t col, int64_t cols, char *tile, uint32_t stride, int registers) {
     const int64_t end = col + cols;
     while (col < end) {
-        const int64_t tap = col / c->channels, channel = col % c->channels;
-        const int64_t channels = gspi_min(c->channels - channel, end - col);
-        gspi_tap parts;
-        cut_parts(c, runs, tap, x + channel * c->x.channel_step, &parts);
-        fill_tap(c, &parts, channels, tile, stride, registers);
-        tile += channels * stride;
-        col += channels;
+        gspi_tap taps[GSPI_TAPS];
+        int count = 0;
+        for (; count < GSPI_TAPS && col < end; count++) {
+            gspi_tap *tap = &taps[count];
+            tap->channel = col % c->channels;
+            tap->end = gspi_min(c->channels, tap->channel + end - col);
+            tap->row = tile;
+            cut_parts(c, runs, col / c->channels, x, tap);
+            tile += (tap->end - tap->channel) * stride;
+            col += tap->end - tap->channel;
+        }
+        const int64_t step = count == 1 ? c->channels : GSPI_TURN;
+        for (int64_t turn = 0; turn < c->channels; turn += step)
+            for (int i = 0; i < count; i++) {
+                const int64_t from = gspi_max(taps[i].channel, turn),
+                              to = gspi_min(taps[i].end, turn + step);
+                if (from < to)
+                    fill_tap(c, &taps[i], from, to, taps[i].row + (from - taps[i].channel) * stride,
+                             stride, registers);
+            }
     }
 }
 
