@@ -6,9 +6,11 @@ is not unfolded in memory: a kernel takes what it needs of it, a tile at a time.
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -193,15 +195,13 @@ def _sizes(value: int | Sequence[int], name: str, dims: int, least: int) -> Size
 
 
 def _kernel_size(
-    weight: Matrix, channels: int, dims: int, given: int | Sequence[int] | None
+    known: Sizes | None, cols: int, channels: int, dims: int, given: int | Sequence[int] | None
 ) -> Sizes:
     """Sizes of the kernel: as given, as the matrix knows them, or 1."""
-    known = weight.kernel_shape
     if known is not None and len(known) != dims + 2:
         raise ValueError(
             f"conv{dims}d wants the weights of a {dims}-dimensional convolution, got a matrix of kernel shape {known}"
         )
-    cols = weight.shape[1]
     if given is not None:
         sizes = _sizes(given, "kernel_size", dims, 1)
         if known is not None and sizes != known[2:]:
@@ -238,6 +238,60 @@ def _padding(
         raise ValueError(f'padding "same" needs stride 1, got {stride}')
     both = tuple(d * (k - 1) for d, k in zip(dilation, kernel, strict=True))
     return tuple(n // 2 for n in both), both
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """What is known of a convolution of inputs of one size.
+
+    Attributes
+    ----------
+    size : tuple of int
+        Of the result.
+    zeros : tuple of int
+        Padding before and behind the input together.
+    geometry : tuple of pairs
+        As the core takes it: kernel, stride, dilation, padding before the input.
+    """
+
+    size: Sizes
+    zeros: Sizes
+    geometry: tuple[Sizes, ...]
+
+
+def _hashable(sizes: Any) -> Any:
+    return tuple(sizes) if type(sizes).__hash__ is None else sizes
+
+
+# Reading the arguments again takes longer than small convolutions do.
+@functools.lru_cache(maxsize=1024, typed=True)
+def _layer(
+    channels_and_size: Sizes,
+    cols: int,
+    kernel_shape: Sizes | None,
+    kernel_size: int | Sequence[int] | None,
+    stride: int | Sequence[int],
+    padding: int | Sequence[int] | str,
+    dilation: int | Sequence[int],
+) -> _Layer:
+    channels, *size = channels_and_size
+    dims = len(size)
+    steps = _sizes(stride, "stride", dims, 1)
+    taps = _sizes(dilation, "dilation", dims, 1)
+    kernel = _kernel_size(kernel_shape, cols, channels, dims, kernel_size)
+    before, zeros = _padding(padding, dims, kernel, steps, taps)
+    padded = tuple(n + p for n, p in zip(size, zeros, strict=True))
+    covered = tuple(d * (k - 1) + 1 for d, k in zip(taps, kernel, strict=True))
+    if any(c > n for n, c in zip(padded, covered, strict=True)):
+        raise ValueError(
+            f"the kernel covers {covered}, but the input with its padding has {padded}"
+        )
+    one = (1,) * (2 - dims)
+    return _Layer(
+        tuple((n - c) // s + 1 for n, c, s in zip(padded, covered, steps, strict=True)),
+        zeros,
+        (one + kernel, one + steps, one + taps, (0,) * (2 - dims) + before),
+    )
 
 
 def _as_images(array: Array, dims: int, batched: bool) -> Array:
@@ -301,17 +355,9 @@ def _convolve(
         )
     number = plans._activation_number(activation)
     images = _as_images(x, dims, batched)
-    steps = _sizes(stride, "stride", dims, 1)
-    taps = _sizes(dilation, "dilation", dims, 1)
-    kernel = _kernel_size(weight, images.shape[1], dims, kernel_size)
-    before, zeros = _padding(padding, dims, kernel, steps, taps)
-    padded = tuple(n + p for n, p in zip(x.shape[-dims:], zeros, strict=True))
-    covered = tuple(d * (k - 1) + 1 for d, k in zip(taps, kernel, strict=True))
-    if any(c > n for n, c in zip(padded, covered, strict=True)):
-        raise ValueError(
-            f"the kernel covers {covered}, but the input with its padding has {padded}"
-        )
-    size = tuple((n - c) // s + 1 for n, c, s in zip(padded, covered, steps, strict=True))
+    how = (_hashable(sizes) for sizes in (kernel_size, stride, padding, dilation))
+    layer = _layer(x.shape[-dims - 1 :], weight.shape[1], weight.kernel_shape, *how)
+    size = layer.size
     shape = (*x.shape[: -dims - 1], weight.shape[0], *size)
 
     x_last = y_last = _is_last(images)
@@ -343,14 +389,23 @@ def _convolve(
     x_cols = y_cols = None
     if lengths is not None:
         x_cols = _lengths(lengths, images.shape[0], x.shape[-1])
-        y_cols = _lengths_of_result(x_cols, kernel[0], steps[0], zeros[0], taps[0])
+        (_, kernel), (_, step), (_, dilation), _ = layer.geometry
+        y_cols = _lengths_of_result(x_cols, kernel, step, layer.zeros[0], dilation)
     # At least a register of pixels: plans for fewer columns of x are of another kind.
     plan = plans.plan_for(weight, max(images.shape[0] * math.prod(size), 16))
-    one = (1,) * (2 - dims)
-    geometry = (one + kernel, one + steps, one + taps, (0,) * (2 - dims) + before)
     _core.convolve(
-        plan, _in_memory_order(images, x_last), y, x_last, y_last, geometry, bias, number, residual, x_cols, y_cols
-    )  # fmt: skip
+        plan,
+        _in_memory_order(images, x_last),
+        y,
+        x_last,
+        y_last,
+        layer.geometry,
+        bias,
+        number,
+        residual,
+        x_cols,
+        y_cols,
+    )
     if out is not None:
         return out
     return (y.transpose(0, 3, 1, 2) if y_last else y).reshape(shape)
