@@ -111,9 +111,13 @@ struct gsp_plan {
 #define GSPI_TILE_VECTORS 2 /* of 64 bytes: 32 samples, and x_stride is 64 or 128 */
 #define GSPI_MOST_BLOCK_COLS 256 /* so that positions are bytes */
 
-/* The second half of gsp_plan_create for SpMM: lays the matrix out for the backend's cheapest kernel and n columns. */
-gsp_status gspi_plan_fours(gsp_plan *plan, const gsp_matrix *matrix, gsp_backend backend,
-                           int64_t n);
+/* gsp_plan_create with the kernels [first, end) of the list alone, as tests want it. Of those that take the matrix, the
+ * cheapest of the best backend is used; GSP_ERROR_DTYPE if there is none. */
+gsp_status gspi_plan_create(gsp_context *context, const gsp_matrix *matrix, const gspi_entry *first,
+                            const gspi_entry *end, int64_t n, gsp_plan **plan);
+/* The second half for SpMM: lays the matrix out for the cheapest kernel and n columns. */
+gsp_status gspi_plan_fours(gsp_plan *plan, const gsp_matrix *matrix, const gspi_entry *first,
+                           const gspi_entry *end, int64_t n);
 
 /* Bytes of one quad. */
 static inline size_t gspi_quad_bytes(gspi_form form, int lanes) {

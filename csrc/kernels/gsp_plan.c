@@ -43,7 +43,8 @@ static gsp_status copy_stored(gsp_plan *plan, const gsp_matrix *matrix) {
     return own(plan, matrix->row_order, bytes.row_order, &plan->matrix.row_order);
 }
 
-static gsp_status make(gsp_plan *plan, const gsp_matrix *matrix, gsp_backend backend, int64_t n) {
+static gsp_status make(gsp_plan *plan, const gsp_matrix *matrix, const gspi_entry *first,
+                       const gspi_entry *end, int64_t n) {
     /* A few columns are brought into order first; that copy has its limit. */
     const bool few = n == 1 || (n < GSPI_MANY_COLUMNS && matrix->cols <= GSPI_MAX_COPY);
     const gspi_op op = few ? GSPI_SPMV : GSPI_SPMM;
@@ -52,14 +53,14 @@ static gsp_status make(gsp_plan *plan, const gsp_matrix *matrix, gsp_backend bac
     plan->matrix.indptr = plan->matrix.row_order = NULL;
     plan->matrix.scales = NULL;
     GSP_TRY(own(plan, matrix->scales, (size_t)matrix->rows * sizeof(float), &plan->matrix.scales));
-    const gspi_entry *entry = gspi_kernels;
-    while (entry->name != NULL && (entry->backend > backend || !gspi_takes(entry, matrix, op)))
-        entry++;
-    GSP_CHECK(entry->name != NULL, GSP_ERROR_DTYPE);
-    plan->entry = entry;
-    if (entry->form == GSPI_STORED) return copy_stored(plan, matrix);
-    return op == GSPI_SPMM ? gspi_plan_fours(plan, matrix, entry->backend, n)
-                           : gspi_plan_rows(plan, matrix, entry->backend);
+    while (first < end && !gspi_takes(first, matrix, op)) first++;
+    GSP_CHECK(first < end, GSP_ERROR_DTYPE);
+    plan->entry = first;
+    if (first->form == GSPI_STORED) return copy_stored(plan, matrix);
+    const gspi_entry *last = first;
+    while (last < end && last->backend == first->backend) last++;
+    return op == GSPI_SPMM ? gspi_plan_fours(plan, matrix, first, last, n)
+                           : gspi_plan_rows(plan, matrix, first, last);
 }
 
 gsp_status gsp_plan_create(gsp_context *context, const gsp_matrix *matrix, gsp_backend backend,
@@ -68,6 +69,15 @@ gsp_status gsp_plan_create(gsp_context *context, const gsp_matrix *matrix, gsp_b
     bool runs = false;
     for (int i = gsp_backends(backends); i > 0; i--) runs = runs || backends[i - 1] == backend;
     GSP_CHECK(runs, GSP_ERROR_BACKEND);
+    const gspi_entry *first = gspi_kernels;
+    while (first->backend > backend) first++;
+    const gspi_entry *end = first;
+    while (end->name != NULL) end++;
+    return gspi_plan_create(context, matrix, first, end, n, plan);
+}
+
+gsp_status gspi_plan_create(gsp_context *context, const gsp_matrix *matrix, const gspi_entry *first,
+                            const gspi_entry *end, int64_t n, gsp_plan **plan) {
     GSP_CHECK(n >= 0, GSP_ERROR_SHAPE);
     gsp_lengths lengths;
     GSP_TRY(gsp_sizes(matrix, &lengths));
@@ -76,7 +86,7 @@ gsp_status gsp_plan_create(gsp_context *context, const gsp_matrix *matrix, gsp_b
     GSP_CHECK(made != NULL, GSP_ERROR_MEMORY);
     made->context = context;
     made->bytes = sizeof *made;
-    const gsp_status status = make(made, matrix, backend, n);
+    const gsp_status status = make(made, matrix, first, end, n);
     if (status == GSP_OK) *plan = made;
     else gsp_plan_destroy(made);
     return status;

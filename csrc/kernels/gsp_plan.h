@@ -36,8 +36,9 @@ void gspi_free_rows(gsp_context *context, gspi_rows *list);
 /* Counts what the plan holds as it is allocated. Not cleared. */
 void *gspi_plan_alloc(gsp_plan *plan, uint64_t count, size_t size);
 
-/* Lays the matrix out for the cheapest kernel of the backend: register tables, gathers, or runs of blocks. */
-gsp_status gspi_plan_rows(gsp_plan *plan, const gsp_matrix *matrix, gsp_backend backend);
+/* Lays the matrix out for the cheapest kernel of [first, end): register tables, gathers, or runs of blocks. */
+gsp_status gspi_plan_rows(gsp_plan *plan, const gsp_matrix *matrix, const gspi_entry *first,
+                          const gspi_entry *end);
 /* Whether a kernel of the list takes the matrix. */
 bool gspi_takes(const gspi_entry *entry, const gsp_matrix *matrix, gspi_op op);
 

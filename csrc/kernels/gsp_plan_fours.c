@@ -170,13 +170,11 @@ static float cost_of(const gspi_entry *entry, const gsp_matrix *matrix) {
            (float)height;
 }
 
-gsp_status gspi_plan_fours(gsp_plan *plan, const gsp_matrix *matrix, gsp_backend backend,
-                           int64_t n) {
+gsp_status gspi_plan_fours(gsp_plan *plan, const gsp_matrix *matrix, const gspi_entry *first,
+                           const gspi_entry *end, int64_t n) {
     const gspi_entry *best = NULL;
-    for (const gspi_entry *entry = gspi_kernels; entry->name != NULL; entry++) {
-        if (entry->backend != backend || entry->op != GSPI_SPMM) continue;
-        if (!(entry->dtypes >> matrix->dtype & 1) || !(entry->kinds >> matrix->pattern.kind & 1))
-            continue;
+    for (const gspi_entry *entry = first; entry < end; entry++) {
+        if (!gspi_takes(entry, matrix, GSPI_SPMM)) continue;
         if (best == NULL || cost_of(entry, matrix) < cost_of(best, matrix)) best = entry;
     }
     plan->entry = best;

@@ -292,11 +292,11 @@ static void count_part(const gspi_rows *list, int64_t x_size, candidate *c) {
 }
 
 /* All that take the matrix; returns how many. */
-static int list_candidates(const gsp_matrix *matrix, gsp_backend backend, const gspi_rows *list,
-                           int64_t x_size, candidate *candidates) {
+static int list_candidates(const gsp_matrix *matrix, const gspi_entry *first, const gspi_entry *end,
+                           const gspi_rows *list, int64_t x_size, candidate *candidates) {
     int count = 0;
-    for (const gspi_entry *entry = gspi_kernels; entry->name != NULL; entry++) {
-        if (entry->backend != backend || !gspi_takes(entry, matrix, GSPI_SPMV)) continue;
+    for (const gspi_entry *entry = first; entry < end; entry++) {
+        if (!gspi_takes(entry, matrix, GSPI_SPMV)) continue;
         candidate c = {.entry = entry, .per_row = 1, .grain = 1, .parts = PARTS};
         if (entry->form != GSPI_TABLES) {
             c.cost = entry->form == GSPI_GATHER
@@ -325,10 +325,10 @@ static int list_candidates(const gsp_matrix *matrix, gsp_backend backend, const 
 
 /* The cheapest. Whichever seems to be is counted further, until the cheapest is one that has been counted: so balanced
  * masks, which have no padding, need a single count. */
-static candidate choose(const gsp_matrix *matrix, gsp_backend backend, const gspi_rows *list,
-                        int64_t x_size) {
+static candidate choose(const gsp_matrix *matrix, const gspi_entry *first, const gspi_entry *end,
+                        const gspi_rows *list, int64_t x_size) {
     candidate candidates[4 * MAX_ENTRIES];
-    const int count = list_candidates(matrix, backend, list, x_size, candidates);
+    const int count = list_candidates(matrix, first, end, list, x_size, candidates);
     for (;;) {
         candidate *best = &candidates[0];
         for (int i = 1; i < count; i++)
@@ -542,7 +542,8 @@ static int64_t bank_stride_of(const gsp_matrix *matrix) {
     return stride * pattern->banks <= GSPI_MAX_COPY ? stride : 0;
 }
 
-gsp_status gspi_plan_rows(gsp_plan *plan, const gsp_matrix *matrix, gsp_backend backend) {
+gsp_status gspi_plan_rows(gsp_plan *plan, const gsp_matrix *matrix, const gspi_entry *first,
+                          const gspi_entry *end) {
     gsp_context *context = plan->context;
     gspi_rows list = {0};
     uint32_t *counts = gspi_alloc(context, (size_t)matrix->rows, sizeof *counts);
@@ -557,7 +558,7 @@ gsp_status gspi_plan_rows(gsp_plan *plan, const gsp_matrix *matrix, gsp_backend 
     if (status == GSP_OK)
         status = gspi_decode_rows(context, matrix, order, plan->bank_stride, &list);
     if (status == GSP_OK) {
-        const candidate best = choose(matrix, backend, &list, plan->x_size);
+        const candidate best = choose(matrix, first, end, &list, plan->x_size);
         plan->entry = best.entry;
         plan->entries = list.entries;
         plan->x_size = gspi_max(plan->x_size, best.entry->width);

@@ -29,7 +29,7 @@ typedef struct gspi_cell_kernels {
     gspi_turn_kernel *turn;
 } gspi_cell_kernels;
 
-extern const gspi_cell_kernels gspi_f32_cells__avx512, gspi_f32_cells__avx2, gspi_f32_cells__scalar,
-    gspi_f64_cells__scalar;
+extern const gspi_cell_kernels gspi_f32_cells__avx512, gspi_f32_cells__avx2, gspi_f32_cells__neon,
+    gspi_f32_cells__scalar, gspi_f64_cells__scalar;
 
 #endif

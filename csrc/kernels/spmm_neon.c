@@ -48,8 +48,11 @@ GSPI_VECTOR void add_rows(const gsp_plan *plan, const gspi_strip *strip, int fir
     }
     for (; positions < last; positions += GSPI_STRIP_ROWS, values += GSPI_STRIP_ROWS) {
         const gspi_v some = load_values(values, rows);
+        uint32_t bytes = 0; /* one load for all positions */
+        memcpy(&bytes, positions, (size_t)rows);
         for (int top = 0; top < rows; top += stack) {
-            const float *at = (const float *)(const void *)(tile + positions[top] * stride);
+            const float *at =
+                (const float *)(const void *)(tile + (bytes >> 8 * top & 0xff) * stride);
             for (int v = 0; v < registers; v++) {
                 const gspi_v x = v_load(at + v * V_LANES);
                 for (int r = top; r < top + stack; r++) sum[r][v] = add_lane(sum[r][v], x, some, r);

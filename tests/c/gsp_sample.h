@@ -3,6 +3,8 @@
 #ifndef GSP_SAMPLE_H
 #define GSP_SAMPLE_H
 
+#include <math.h>
+
 #include "gsp_test.h"
 
 typedef struct gsp_shape {
@@ -125,6 +127,42 @@ typedef struct gsp_sample {
     float *scales;
 } gsp_sample;
 
+/* One of the weights [rows, cols], with its scale. */
+static inline double gsp_sample_weight(const gsp_sample *sample, int64_t flat) {
+    const void *weights = sample->weights;
+    switch (sample->matrix.dtype) {
+    case GSP_FLOAT64: return ((const double *)weights)[flat];
+    case GSP_FLOAT32: return (double)((const float *)weights)[flat];
+    case GSP_INT8:
+        return ((const int8_t *)weights)[flat] * (double)sample->scales[flat / sample->matrix.cols];
+    case GSP_BFLOAT16: {
+        const uint32_t bits = (uint32_t)((const uint16_t *)weights)[flat] << 16;
+        float real;
+        memcpy(&real, &bits, sizeof real);
+        return (double)real;
+    }
+    case GSP_FLOAT16: break;
+    }
+    const int bits = ((const uint16_t *)weights)[flat]; /* normal, or 0 */
+    const double size =
+        (bits & 0x7fff) == 0 ? 0 : ldexp(1024 + (bits & 0x3ff), (bits >> 10 & 31) - 25);
+    return bits & 0x8000 ? -size : size;
+}
+
+/* The activation of an epilogue. */
+static inline double gsp_sample_activate(double y, const gsp_epilogue *epilogue) {
+    switch (epilogue->activation) {
+    case GSP_NONE: break;
+    case GSP_RELU: return y < 0 ? 0 : y;
+    case GSP_SIGMOID: return 1 / (1 + exp(-y));
+    case GSP_TANH: return tanh(y);
+    case GSP_GELU: return 0.5 * y * erfc(-y * 0.70710678118654752440);
+    case GSP_SILU: return y / (1 + exp(-y));
+    case GSP_CLAMP: return fmin(fmax(y, epilogue->low), epilogue->high);
+    }
+    return y;
+}
+
 static inline void gsp_sample_free(gsp_sample *sample) {
     free(sample->mask);
     free(sample->weights);
@@ -133,6 +171,14 @@ static inline void gsp_sample_free(gsp_sample *sample) {
     free(sample->values);
     free(sample->indices);
     free(sample->scales);
+}
+
+/* value / 64 as a float16. */
+static inline uint16_t gsp_sample_half(int8_t value) {
+    const unsigned size = (unsigned)(value < 0 ? -value : value), sign = value < 0 ? 0x8000 : 0;
+    if (size == 0) return 0;
+    const unsigned power = 31u - (unsigned)__builtin_clz(size);
+    return (uint16_t)(sign | (power + 15 - 6) << 10 | (size << (10 - power) & 0x3ff));
 }
 
 /* Encodes random weights. The status is that of the first call that failed; free the sample either way. */
@@ -163,7 +209,8 @@ static inline gsp_status gsp_sample_make(gsp_context *context, const gsp_shape *
         const double wide = (double)real;
         uint32_t bits;
         memcpy(&bits, &real, sizeof bits);
-        const uint16_t half = (uint16_t)(dtype == GSP_BFLOAT16 ? bits >> 16 : (uint16_t)value);
+        const uint16_t half =
+            dtype == GSP_BFLOAT16 ? (uint16_t)(bits >> 16) : gsp_sample_half(value);
         const void *from = dtype == GSP_FLOAT64   ? (const void *)&wide
                            : dtype == GSP_FLOAT32 ? (const void *)&real
                            : dtype == GSP_INT8    ? (const void *)&value

@@ -2,20 +2,6 @@
  * exact in float, whatever its order: results must equal the oracle's bit for bit. */
 #include "gsp_sample.h"
 
-static double weight_of(const gsp_sample *sample, int64_t flat) {
-    switch (sample->matrix.dtype) {
-    case GSP_FLOAT64: return ((const double *)sample->weights)[flat];
-    case GSP_FLOAT32: return ((const float *)sample->weights)[flat];
-    case GSP_INT8: return ((const int8_t *)sample->weights)[flat] / 64.0;
-    default: {
-        const uint32_t bits = (uint32_t)((const uint16_t *)sample->weights)[flat] << 16;
-        float real;
-        memcpy(&real, &bits, sizeof real);
-        return real;
-    }
-    }
-}
-
 /* An array of float or double, as the matrix computes. */
 typedef struct {
     bool wide;
@@ -68,7 +54,8 @@ static void check_product(const gsp_sample *sample, const gsp_plan *plan, int64_
 }
 
 static void test_products(gsp_context *context) {
-    static const gsp_dtype dtypes[] = {GSP_FLOAT64, GSP_FLOAT32, GSP_BFLOAT16, GSP_INT8};
+    static const gsp_dtype dtypes[] = {GSP_FLOAT64, GSP_FLOAT32, GSP_FLOAT16, GSP_BFLOAT16,
+                                       GSP_INT8};
     static const int64_t columns[] = {1, 2, 7, 16, 33};
     gsp_backend backends[GSP_BACKENDS];
     const int count = gsp_backends(backends);
@@ -81,7 +68,8 @@ static void test_products(gsp_context *context) {
             EXPECT_INT(gsp_sample_make(context, &gsp_shapes[i], dtypes[d], 11, &sample), GSP_OK);
             const int64_t area = gsp_shapes[i].rows * gsp_shapes[i].cols;
             double *dense = gsp_test_bytes((size_t)area * sizeof *dense);
-            for (int64_t flat = 0; flat < area; flat++) dense[flat] = weight_of(&sample, flat);
+            for (int64_t flat = 0; flat < area; flat++)
+                dense[flat] = gsp_sample_weight(&sample, flat);
             for (int b = 0; b < count; b++)
                 for (size_t c = 0; c < sizeof columns / sizeof *columns; c++) {
                     gsp_plan *plan = NULL;
@@ -141,7 +129,7 @@ static void test_strides(gsp_context *context) {
                     double sum = residual[at];
                     const bool between = i >= y_line - GAP;
                     for (int64_t col = 0; col < COLS && !between; col++)
-                        sum += weight_of(&sample, row * COLS + col) *
+                        sum += gsp_sample_weight(&sample, row * COLS + col) *
                                x[columns ? col * x_line + i : line * x_line + col];
                     same = same && y[at] == (between ? 77 : sum < 0 ? 0 : sum);
                 }

@@ -76,7 +76,7 @@ static void check_pixel(const layer *l, int64_t image, int64_t out, int64_t row,
     /* As in fuzz_multiply.c. */
     const double bound =
         1.2 * (2 * (double)terms * eps * size + 4 * eps * added) + 8 * eps * fmax(1, fabs(exact));
-    MUST(fabs(y - activate(exact, &l->epilogue)) <= bound);
+    MUST(fabs(y - gsp_sample_activate(exact, &l->epilogue)) <= bound);
 }
 
 static void check(const layer *l) {

@@ -112,16 +112,4 @@ static inline double *take_matrix(gsp_context *context, gsp_bytes *from, gsp_sam
     return dense;
 }
 
-static inline double activate(double y, const gsp_epilogue *epilogue) {
-    switch (epilogue->activation) {
-    case GSP_RELU: return y < 0 ? 0 : y;
-    case GSP_SIGMOID: return 1 / (1 + exp(-y));
-    case GSP_TANH: return tanh(y);
-    case GSP_GELU: return 0.5 * y * erfc(-y * 0.70710678118654752440);
-    case GSP_SILU: return y / (1 + exp(-y));
-    case GSP_CLAMP: return fmin(fmax(y, epilogue->low), epilogue->high);
-    default: return y;
-    }
-}
-
 #endif
