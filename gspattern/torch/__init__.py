@@ -7,6 +7,7 @@ from gspattern.torch.criteria import Context, Criterion, Magnitude, Movement, Sn
 from gspattern.torch.modules import GSLinear, matrices
 from gspattern.torch.pruner import Pruner, prune_
 from gspattern.torch.recurrent import GSGRU, GSLSTM, GSGRUCell, GSLSTMCell
+from gspattern.torch.saving import Sizes, absorb_masks, load, repair, revert, save, sizes
 from gspattern.torch.schedules import Schedule, admm, cubic, iterative, linear, one_shot
 from gspattern.torch.targets import PrunedWeight
 
@@ -28,15 +29,22 @@ __all__ = [
     "Pruner",
     "Report",
     "Schedule",
+    "Sizes",
     "Snip",
     "Taylor",
     "Wanda",
+    "absorb_masks",
     "admm",
     "convert",
     "cubic",
     "iterative",
     "linear",
+    "load",
     "matrices",
     "one_shot",
     "prune_",
+    "repair",
+    "revert",
+    "save",
+    "sizes",
 ]
