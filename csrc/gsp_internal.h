@@ -44,6 +44,15 @@ static inline int64_t gspi_min(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t gspi_max(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t gspi_ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
+/* In a loop that waits awake. */
+#if defined(__x86_64__) || defined(__i386__)
+#define GSPI_PAUSE() __builtin_ia32_pause()
+#elif defined(__aarch64__)
+#define GSPI_PAUSE() __asm__ volatile("yield")
+#else
+#define GSPI_PAUSE() (void)0
+#endif
+
 /* count * size bytes from the context's allocator, aligned to 64; NULL on failure or overflow.
  * A request for nothing gives a pointer that may be freed and not read. */
 void *gspi_alloc(gsp_context *context, size_t count, size_t size);

@@ -33,14 +33,6 @@
 /* Between calls that belong together. */
 #define BUSY 200000
 
-#if defined(__x86_64__) || defined(__i386__)
-#define PAUSE() __builtin_ia32_pause()
-#elif defined(__aarch64__)
-#define PAUSE() __asm__ volatile("yield")
-#else
-#define PAUSE() (void)0
-#endif
-
 /* -------------------------------------------------------------------- jobs */
 
 struct gspi_job {
@@ -120,7 +112,7 @@ static bool spin(gspi_pool *pool, bool (*condition)(gspi_pool *), int64_t limit)
     for (const int64_t end = nanoseconds() + limit;;) {
         for (int i = 0; i < 16; i++) {
             if (condition(pool)) return true;
-            PAUSE();
+            GSPI_PAUSE();
         }
         if (nanoseconds() >= end) return false;
     }

@@ -2,12 +2,12 @@
 #if defined(__aarch64__)
 #include "gsp_gates.h"
 
-static void lstm(const gspi_gates *gates, int64_t first, int64_t last) {
-    v_gates(gates, first, last, false);
+static void lstm(const gspi_gates *gates, int64_t first, int64_t last, int64_t from, int64_t to) {
+    v_gates(gates, first, last, from, to, false);
 }
 
-static void gru(const gspi_gates *gates, int64_t first, int64_t last) {
-    v_gates(gates, first, last, true);
+static void gru(const gspi_gates *gates, int64_t first, int64_t last, int64_t from, int64_t to) {
+    v_gates(gates, first, last, from, to, true);
 }
 
 static void turn(const void *from, int64_t from_line, int64_t rows, int64_t cols, void *to,

@@ -18,11 +18,12 @@ static int64_t at(const gspi_gates *of, int64_t line, int64_t sample, int64_t un
                  ((const type *)of->bias)[row];                                                    \
         *product = ((const type *)of->product)[at(of, of->product_line, sample, row)];             \
     }                                                                                              \
-    static void gates_##name(const gspi_gates *of, int64_t first, int64_t last, bool gru) {        \
-        const int64_t units = of->by_unit ? last : of->hidden;                                     \
-        const int64_t samples = of->by_unit ? of->samples : last;                                  \
-        for (int64_t sample = of->by_unit ? 0 : first; sample < samples; sample++)                 \
-            for (int64_t unit = of->by_unit ? first : 0; unit < units; unit++) {                   \
+    static void gates_##name(const gspi_gates *of, int64_t first, int64_t last, int64_t from,      \
+                             int64_t to, bool gru) {                                               \
+        for (int64_t line = first; line < last; line++)                                            \
+            for (int64_t number = from; number < to; number++) {                                   \
+                const int64_t sample = of->by_unit ? number : line;                                \
+                const int64_t unit = of->by_unit ? line : number;                                  \
                 const int64_t place = at(of, of->state_line, sample, unit);                        \
                 type *h = (type *)of->h + place, a[4], b[4];                                       \
                 for (int64_t k = 0; k < (gru ? 3 : 4); k++)                                        \
@@ -41,11 +42,13 @@ static int64_t at(const gspi_gates *of, int64_t line, int64_t sample, int64_t un
                 ((type *)of->y)[sample * of->y_sample + unit] = *h;                                \
             }                                                                                      \
     }                                                                                              \
-    static void lstm_##name(const gspi_gates *of, int64_t first, int64_t last) {                   \
-        gates_##name(of, first, last, false);                                                      \
+    static void lstm_##name(const gspi_gates *of, int64_t first, int64_t last, int64_t from,       \
+                            int64_t to) {                                                          \
+        gates_##name(of, first, last, from, to, false);                                            \
     }                                                                                              \
-    static void gru_##name(const gspi_gates *of, int64_t first, int64_t last) {                    \
-        gates_##name(of, first, last, true);                                                       \
+    static void gru_##name(const gspi_gates *of, int64_t first, int64_t last, int64_t from,        \
+                           int64_t to) {                                                           \
+        gates_##name(of, first, last, from, to, true);                                             \
     }                                                                                              \
     static void turn_##name(const void *from, int64_t from_line, int64_t rows, int64_t cols,       \
                             void *to, int64_t to_line) {                                           \

@@ -71,10 +71,11 @@ GSPI_VECTOR void v_turn(const float *from, int64_t from_line, int64_t rows, int6
         }
 }
 
-/* One line, except for y of a unit. */
-GSPI_VECTOR void v_line(const gspi_gates *of, int64_t line, bool gru, bool by_unit) {
-    const int64_t hidden = of->hidden, count = by_unit ? of->samples : hidden;
-    for (int64_t at = 0; at < count; at += V_LANES) {
+/* The numbers [from, to) of one line, except for y of a unit. */
+GSPI_VECTOR void v_line(const gspi_gates *of, int64_t line, int64_t from, int64_t to, bool gru,
+                        bool by_unit) {
+    const int64_t hidden = of->hidden;
+    for (int64_t at = from; at < to; at += V_LANES) {
         const gspi_sums sums = {
             .input = (const float *)of->input + line * of->input_line + at,
             .product = (const float *)of->product + line * of->product_line + at,
@@ -83,7 +84,7 @@ GSPI_VECTOR void v_line(const gspi_gates *of, int64_t line, bool gru, bool by_un
             .product_gate = hidden * (by_unit ? of->product_line : 1),
             .bias_gate = hidden,
             .by_unit = by_unit,
-            .some = v_mask(count - at),
+            .some = v_mask(to - at),
         };
         const int64_t place = line * of->state_line + at;
         float *state = (float *)of->h + place;
@@ -94,15 +95,17 @@ GSPI_VECTOR void v_line(const gspi_gates *of, int64_t line, bool gru, bool by_un
     }
 }
 
-GSPI_VECTOR void v_gates(const gspi_gates *of, int64_t first, int64_t last, bool gru) {
+GSPI_VECTOR void v_gates(const gspi_gates *of, int64_t first, int64_t last, int64_t from,
+                         int64_t to, bool gru) {
     if (!of->by_unit) {
-        for (int64_t sample = first; sample < last; sample++) v_line(of, sample, gru, false);
+        for (int64_t sample = first; sample < last; sample++)
+            v_line(of, sample, from, to, gru, false);
         return;
     }
     for (int64_t unit = first; unit < last; unit += V_LANES) {
         const int64_t count = gspi_min(V_LANES, last - unit);
-        for (int64_t i = 0; i < count; i++) v_line(of, unit + i, gru, true);
-        v_turn((const float *)of->h + unit * of->state_line, of->state_line, count, of->samples,
+        for (int64_t i = 0; i < count; i++) v_line(of, unit + i, from, to, gru, true);
+        v_turn((const float *)of->h + unit * of->state_line, of->state_line, count, to,
                (float *)of->y + unit, of->y_sample);
     }
 }

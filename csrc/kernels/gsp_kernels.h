@@ -155,6 +155,11 @@ gspi_kernel gspi_f64_conv__scalar, gspi_f32_conv__scalar, gspi_f16_conv__scalar,
 bool gspi_threads_pay(const gsp_plan *plan, int64_t samples, int64_t *workers);
 /* Parts of the work for each thread, so that one that comes late or is interrupted does less of it. */
 #define GSPI_PARTS 4
+/* For who shares a product out himself: its parts for so many threads, and one of them, with what gsp_multiply checks
+ * taken to be right, and no epilogue. All parts together are the product, in any order. */
+int64_t gspi_parts_for(const gsp_plan *plan, int64_t workers);
+void gspi_multiply_part(const gsp_plan *plan, const void *x, int64_t samples,
+                        const gsp_strides *strides, void *y, int64_t part, int64_t parts);
 /* GSP_ERROR_SHAPE for an unknown activation, or low > high. */
 gsp_status gspi_check_epilogue(const gsp_epilogue *epilogue);
 

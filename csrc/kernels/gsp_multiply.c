@@ -21,6 +21,7 @@ typedef struct {
     gsp_epilogue epilogue;
     size_t size; /* of an element of x and y */
     int64_t parts; /* items of parallel work, in units or groups of samples */
+    int64_t part; /* the one to do; -1: all */
     int64_t groups; /* of samples that the kernel takes at once */
 } task;
 
@@ -68,11 +69,13 @@ static gsp_status run_units(void *argument, int64_t item, int worker) {
     return GSP_OK;
 }
 
-/* The kernel over all units, on several threads if asked to. */
+/* The kernel over all units, on several threads if asked to, or over those of one part. */
 static void run_kernel(const task *t, const gspi_product *product, bool threads) {
     const gsp_plan *plan = t->plan;
-    if (threads) {
-        unit_work work = {t, *product};
+    unit_work work = {t, *product};
+    if (t->part >= 0) {
+        (void)run_units(&work, t->part, 0);
+    } else if (threads) {
         (void)gspi_parallel(plan->context, t->parts, run_units, &work);
     } else {
         plan->entry->kernel(plan, product, 0, plan->units);
@@ -265,6 +268,7 @@ gsp_status gsp_multiply(const gsp_plan *plan, const void *x, int64_t samples,
               .x = x,
               .y = y,
               .samples = samples,
+              .part = -1,
               .strides =
                   columns ? (gsp_strides){samples, 1, samples, 1} : (gsp_strides){1, cols, 1, rows},
               .size = plan->matrix.dtype == GSP_FLOAT64 ? sizeof(double) : sizeof(float)};
@@ -295,4 +299,35 @@ gsp_status gsp_multiply(const gsp_plan *plan, const void *x, int64_t samples,
         for (int64_t group = 0; group < t.groups; group++) multiply_group(&t, group, threads);
     }
     return GSP_OK;
+}
+
+int64_t gspi_parts_for(const gsp_plan *plan, int64_t workers) {
+    /* Where scales are applied to y as a whole, and where a kernel has no parts, there is but one. */
+    const bool columns = plan->entry->op == GSPI_SPMM;
+    if (plan->matrix.scales != NULL || (columns && plan->entry->form == GSPI_STORED)) return 1;
+    /* A part of SpMM packs all of x for itself. */
+    return gspi_max(1, gspi_min(plan->units, (columns ? 2 : GSPI_PARTS) * workers));
+}
+
+void gspi_multiply_part(const gsp_plan *plan, const void *x, int64_t samples,
+                        const gsp_strides *strides, void *y, int64_t part, int64_t parts) {
+    if (parts == 1) {
+        (void)gsp_multiply(plan, x, samples, strides, y, NULL);
+        return;
+    }
+    task t = {.plan = plan,
+              .x = x,
+              .y = y,
+              .samples = samples,
+              .strides = *strides,
+              .size = plan->matrix.dtype == GSP_FLOAT64 ? sizeof(double) : sizeof(float),
+              .parts = parts,
+              .part = part};
+    if (plan->entry->op == GSPI_SPMM) {
+        multiply_columns(&t, 0, samples, part * plan->units / parts,
+                         (part + 1) * plan->units / parts);
+        return;
+    }
+    t.groups = gspi_ceil_div(samples, group_size(&t));
+    for (int64_t group = 0; group < t.groups; group++) multiply_group(&t, group, false);
 }

@@ -12,6 +12,9 @@
  * With a plan of W_hh for few samples, sums and states lie sample by sample; the states are h_n and c_n themselves.
  * With one for columns they lie unit by unit, as SpMM adds them up: x is turned once for a run, and h on its way to y,
  * so that four times as many sums need not be. */
+#include <sched.h>
+#include <stdatomic.h>
+
 #include "gsp_recurrent.h"
 
 /* Samples of one input product. */
@@ -197,38 +200,6 @@ typedef struct {
     char *workspace;
 } layer_work;
 
-/* input = W_ih x of `count` samples from `first` on. */
-static gsp_status multiply_input(const layer_work *w, int64_t first, int64_t count) {
-    const shape *s = w->s;
-    const gsp_plan *plan = w->weights->input;
-    const int64_t features = plan->matrix.cols;
-    const char *x = w->x + first * features * (int64_t)s->size;
-    gsp_strides strides = {1, features, 1, s->gates * s->hidden};
-    if (s->by_unit) strides.y_row = s->run_line, strides.y_sample = 1;
-    if (s->by_unit && plan->entry->op == GSPI_SPMM) {
-        w->kernels->turn(x, features, count, features, w->workspace + s->at.x, s->run_line);
-        x = w->workspace + s->at.x;
-        strides.x_col = s->run_line, strides.x_sample = 1;
-    }
-    return gsp_multiply(plan, x, count, &strides, w->workspace + s->at.input, NULL);
-}
-
-/* One step of `batch` samples, whose sums begin `input` samples into those of the run, and h goes to sample `at` of y. */
-static gsp_status run_step(const layer_work *w, gspi_gates *gates, int64_t batch, int64_t input,
-                           int64_t at) {
-    const shape *s = w->s;
-    const int64_t size = (int64_t)s->size, width = s->gates * s->hidden;
-    const gsp_strides strides = s->by_unit ? (gsp_strides){s->batch_line, 1, s->batch_line, 1}
-                                           : (gsp_strides){1, s->hidden, 1, width};
-    GSP_TRY(gsp_multiply(w->weights->hidden, gates->h, batch, &strides,
-                         w->workspace + s->at.product, NULL));
-    gates->samples = batch;
-    gates->input = w->workspace + s->at.input + input * (s->by_unit ? 1 : width) * size;
-    gates->y = w->y + at * w->y_sample * size;
-    (s->gates == 4 ? w->kernels->lstm : w->kernels->gru)(gates, 0, s->by_unit ? s->hidden : batch);
-    return GSP_OK;
-}
-
 /* Turns a state of the caller to where the steps want it, or back. */
 static void turn_state(const layer_work *w, char *state, char *kept, bool back) {
     const shape *s = w->s;
@@ -238,40 +209,205 @@ static void turn_state(const layer_work *w, char *state, char *kept, bool back) 
     else w->kernels->turn(state, s->hidden, batch, s->hidden, kept, s->batch_line);
 }
 
-static gsp_status run_layer(const layer_work *w) {
+/* ------------------------------------------------------------------ phases */
+
+/* What a layer does, one after the other: the first two for every run, the others for every step. All of a phase must
+ * be done before the next; parts of one phase may be done by different threads. */
+typedef enum { TURN, INPUT, PRODUCT, GATES, END } phase;
+
+typedef struct {
+    const layer_work *w;
+    phase phase;
+    int64_t workers;
+    int64_t step, left, run_left; /* steps that are left, in all and of the run */
+    int64_t batch, at; /* samples of the step, and the first of them in y */
+    int64_t run_first, run_samples;
+    gspi_gates gates;
+} course;
+
+static bool turns_x(const layer_work *w) {
+    return w->s->by_unit && w->weights->input->entry->op == GSPI_SPMM;
+}
+
+static void begin_run(course *c) {
+    const bool backward = c->w->backward;
+    c->run_samples = measure_run(c->w->s->sequences, c->step, backward, &c->run_left);
+    c->run_first = backward ? c->at - c->run_samples : c->at;
+    c->phase = turns_x(c->w) ? TURN : INPUT;
+}
+
+static void begin_step(course *c) {
+    const layer_work *w = c->w;
     const shape *s = w->s;
-    const gsp_sequences *sequences = s->sequences;
+    c->batch = batch_of(s->sequences, c->step);
+    if (w->backward) c->at -= c->batch;
+    const int64_t size = (int64_t)s->size, before = c->at - c->run_first;
+    c->gates.samples = c->batch;
+    c->gates.input =
+        w->workspace + s->at.input + before * (s->by_unit ? 1 : s->gates * s->hidden) * size;
+    c->gates.y = w->y + c->at * w->y_sample * size;
+    c->phase = PRODUCT;
+}
+
+static void advance(course *c) {
+    switch (c->phase) {
+    case TURN: c->phase = INPUT; break;
+    case INPUT: begin_step(c); break;
+    case PRODUCT: c->phase = GATES; break;
+    default:
+        if (!c->w->backward) c->at += c->batch;
+        c->step += c->w->backward ? -1 : 1;
+        c->left--;
+        c->run_left--;
+        if (c->left == 0) c->phase = END;
+        else if (c->run_left == 0) begin_run(c);
+        else begin_step(c);
+    }
+}
+
+static int64_t parts_of(const course *c) {
+    const layer_work *w = c->w;
+    if (c->workers == 1) return 1;
+    switch (c->phase) {
+    case TURN: return gspi_min(c->workers, gspi_ceil_div(w->weights->input->matrix.cols, 16));
+    case INPUT: return gspi_parts_for(w->weights->input, c->workers);
+    case PRODUCT: return gspi_parts_for(w->weights->hidden, c->workers);
+    default: return gspi_min(c->workers, gspi_ceil_div(w->s->hidden, 16));
+    }
+}
+
+/* Where a part of so many numbers begins: whole registers. */
+static int64_t cut(int64_t count, int64_t part, int64_t parts) {
+    return gspi_min(count, gspi_ceil_div(count, 16) * part / parts * 16);
+}
+
+static void do_part(const course *c, int64_t part, int64_t parts) {
+    const layer_work *w = c->w;
+    const shape *s = w->s;
+    const int64_t size = (int64_t)s->size, width = s->gates * s->hidden;
+    const int64_t features = w->weights->input->matrix.cols;
+    const char *x = w->x + c->run_first * features * size;
+    char *turned = w->workspace + s->at.x, *input = w->workspace + s->at.input;
+    char *product = w->workspace + s->at.product;
+    switch (c->phase) {
+    case TURN: {
+        const int64_t from = cut(features, part, parts), to = cut(features, part + 1, parts);
+        w->kernels->turn(x + from * size, features, c->run_samples, to - from,
+                         turned + from * s->run_line * size, s->run_line);
+        break;
+    }
+    case INPUT: {
+        gsp_strides strides = {1, features, 1, width};
+        if (s->by_unit) strides.y_row = s->run_line, strides.y_sample = 1;
+        if (turns_x(w)) strides.x_col = s->run_line, strides.x_sample = 1;
+        gspi_multiply_part(w->weights->input, turns_x(w) ? turned : x, c->run_samples, &strides,
+                           input, part, parts);
+        break;
+    }
+    case PRODUCT: {
+        const gsp_strides strides = s->by_unit ? (gsp_strides){s->batch_line, 1, s->batch_line, 1}
+                                               : (gsp_strides){1, s->hidden, 1, width};
+        gspi_multiply_part(w->weights->hidden, c->gates.h, c->batch, &strides, product, part,
+                           parts);
+        break;
+    }
+    default: {
+        const int64_t from = cut(s->hidden, part, parts), to = cut(s->hidden, part + 1, parts);
+        gspi_gates_kernel *kernel = s->gates == 4 ? w->kernels->lstm : w->kernels->gru;
+        if (s->by_unit) kernel(&c->gates, from, to, 0, c->batch);
+        else kernel(&c->gates, 0, c->batch, from, to);
+    }
+    }
+}
+
+/* ----------------------------------------------------------------- threads */
+
+/* Threads that go through all phases of a layer together, in one job of the pool: a job for each phase would cost as
+ * much as the phase. The ticket is the number of the phase << 32 | its parts << 16 | those taken; who finishes the last
+ * part makes the next phase. A thread that holds a part runs, so that nobody waits for one that has not come. */
+typedef struct {
+    course c;
+    char apart[64];
+    _Atomic uint64_t ticket;
+    char apart_too[64];
+    _Atomic int64_t done; /* parts of the phase */
+} team;
+
+#define ENDED UINT64_MAX
+/* Looks at the ticket before a thread lets others have its CPU. */
+#define PATIENCE 256
+/* Slots times samples of one step that are worth a wait for other threads, about a microsecond's. */
+#define WORTH_SHARING (1 << 16)
+
+static uint64_t ticket_of(const course *c, uint64_t number) {
+    return c->phase == END ? ENDED : number << 32 | (uint64_t)parts_of(c) << 16;
+}
+
+static gsp_status work_along(void *argument, int64_t item, int worker) {
+    (void)item;
+    (void)worker;
+    team *t = argument;
+    for (int waited = 0;;) {
+        uint64_t ticket = atomic_load(&t->ticket);
+        if (ticket == ENDED) return GSP_OK;
+        const int64_t part = ticket & 0xffff, parts = ticket >> 16 & 0xffff;
+        if (part == parts) {
+            if (++waited % PATIENCE != 0) GSPI_PAUSE();
+            else sched_yield();
+            continue;
+        }
+        waited = 0;
+        if (!atomic_compare_exchange_weak(&t->ticket, &ticket, ticket + 1)) continue;
+        do_part(&t->c, part, parts);
+        if (atomic_fetch_add(&t->done, 1) + 1 < parts) continue;
+        atomic_store(&t->done, 0);
+        advance(&t->c);
+        atomic_store(&t->ticket, ticket_of(&t->c, (ticket >> 32) + 1));
+    }
+}
+
+static int64_t workers_for(const layer_work *w) {
+    const shape *s = w->s;
+    const gsp_plan *plan = w->weights->hidden;
+    int64_t workers;
+    if (s->samples == 0 || !gspi_threads_pay(plan, s->samples, &workers)) return 1;
+    return plan->slots >= WORTH_SHARING / (uint64_t)s->sequences->batch ? workers : 1;
+}
+
+static void run_layer(const layer_work *w) {
+    const shape *s = w->s;
     const int64_t width = s->gates * s->hidden;
     add_biases(s, w->weights, w->workspace + s->at.bias);
-    gspi_gates gates = {
-        .hidden = s->hidden,
-        .by_unit = s->by_unit,
-        .product = w->workspace + s->at.product,
-        .bias = w->workspace + s->at.bias,
-        .h = s->by_unit ? w->workspace + s->at.h : w->h,
-        .c = s->by_unit ? w->workspace + s->at.c : w->c,
-        .input_line = s->by_unit ? s->run_line : width,
-        .product_line = s->by_unit ? s->batch_line : width,
-        .state_line = s->by_unit ? s->batch_line : s->hidden,
-        .y_sample = w->y_sample,
+    team t = {
+        .c = {.w = w,
+              .workers = workers_for(w),
+              .step = w->backward ? s->sequences->steps - 1 : 0,
+              .left = s->sequences->steps,
+              .at = w->backward ? s->samples : 0,
+              .gates = {.hidden = s->hidden,
+                        .by_unit = s->by_unit,
+                        .product = w->workspace + s->at.product,
+                        .bias = w->workspace + s->at.bias,
+                        .h = s->by_unit ? w->workspace + s->at.h : w->h,
+                        .c = s->by_unit ? w->workspace + s->at.c : w->c,
+                        .input_line = s->by_unit ? s->run_line : width,
+                        .product_line = s->by_unit ? s->batch_line : width,
+                        .state_line = s->by_unit ? s->batch_line : s->hidden,
+                        .y_sample = w->y_sample}},
     };
-    turn_state(w, w->h, gates.h, false);
-    turn_state(w, w->c, gates.c, false);
-    int64_t step = w->backward ? sequences->steps - 1 : 0, at = w->backward ? s->samples : 0;
-    for (int64_t left = sequences->steps, steps; left > 0; left -= steps) {
-        const int64_t count = measure_run(sequences, step, w->backward, &steps);
-        const int64_t first = w->backward ? at - count : at;
-        GSP_TRY(multiply_input(w, first, count));
-        for (int64_t i = 0; i < steps; i++, step += w->backward ? -1 : 1) {
-            const int64_t batch = batch_of(sequences, step);
-            if (w->backward) at -= batch;
-            GSP_TRY(run_step(w, &gates, batch, at - first, at));
-            if (!w->backward) at += batch;
-        }
+    turn_state(w, w->h, t.c.gates.h, false);
+    turn_state(w, w->c, t.c.gates.c, false);
+    begin_run(&t.c);
+    if (t.c.workers > 1) {
+        atomic_init(&t.ticket, ticket_of(&t.c, 0));
+        atomic_init(&t.done, 0);
+        (void)gspi_parallel_on(w->weights->hidden->context, (int)t.c.workers, t.c.workers,
+                               work_along, &t);
+    } else {
+        for (; t.c.phase != END; advance(&t.c)) do_part(&t.c, 0, 1);
     }
-    turn_state(w, w->h, gates.h, true);
-    turn_state(w, w->c, gates.c, true);
-    return GSP_OK;
+    turn_state(w, w->h, t.c.gates.h, true);
+    turn_state(w, w->c, t.c.gates.c, true);
 }
 
 /* The state before the first step, to where the caller has the last one. */
@@ -308,7 +444,7 @@ gsp_status gsp_recurrent_run(const gsp_recurrent *recurrent, const gsp_sequences
                 .c = lstm ? (char *)sequences->c_n + (size_t)i * state : NULL,
                 .workspace = workspace,
             };
-            GSP_TRY(run_layer(&work));
+            run_layer(&work);
         }
         x = y;
     }

@@ -18,8 +18,9 @@ typedef struct gspi_gates {
     int64_t input_line, product_line, state_line, y_sample; /* numbers from line to line */
 } gspi_gates;
 
-/* Does the lines [first, last). */
-typedef void gspi_gates_kernel(const gspi_gates *gates, int64_t first, int64_t last);
+/* Does the numbers [from, to) of the lines [first, last); by unit, those are all its samples. */
+typedef void gspi_gates_kernel(const gspi_gates *gates, int64_t first, int64_t last, int64_t from,
+                               int64_t to);
 /* to[col * to_line + row] = from[row * from_line + col] */
 typedef void gspi_turn_kernel(const void *from, int64_t from_line, int64_t rows, int64_t cols,
                               void *to, int64_t to_line);
