@@ -239,7 +239,7 @@ def absorb_masks(model: nn.Module) -> list[str]:
         masks = [key.removesuffix("_mask") for key in module._buffers if key.endswith("_mask")]
         for key in masks:
             if f"{key}_orig" in module._parameters:
-                prune.remove(module, key)
+                prune.remove(module, key)  # type: ignore[no-untyped-call]
             elif key.startswith("__") and key.endswith("_mma"):
                 mask = module._buffers.pop(f"{key}_mask")
                 key = key.removeprefix("__").removesuffix("_mma")
