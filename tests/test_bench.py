@@ -727,7 +727,7 @@ def test_bounds_of_spmv(known_cpu, kernel, slots, n, parts):
     assert found.parts[found.limit] == found.seconds
 
 
-@pytest.mark.parametrize(("form", "loads"), [("fours", 150), ("stacks", 7.5)])
+@pytest.mark.parametrize(("form", "loads"), [("strips", 150), ("stacks", 7.5)])
 def test_bounds_of_products_with_columns(known_cpu, form, loads):
     kernel = f"gsp_f32_spmm_{form}__avx512"
     plan = SimpleNamespace(kernel=kernel, backend="avx512", columns=True, slots=10, bytes=100)
@@ -767,7 +767,7 @@ def test_every_kernel_has_a_bound(backend, pattern):
             "gather",
             "wide",
             "tall",
-            "fours",
+            "strips",
             "stacks",
             "spmv__scalar",
             "spmm__scalar",

@@ -7,7 +7,7 @@
 /* How a plan lays a matrix out. */
 typedef enum gspi_form {
     GSPI_STORED, /* the arrays of the format, copied */
-    GSPI_FOURS, /* blocks of columns; strips of eight rows, each with columns of its own */
+    GSPI_STRIPS, /* blocks of columns; strips of eight rows, each with columns of its own */
     GSPI_STACKS, /* the same; the first and the last four rows of a strip share their columns */
     GSPI_GATHER, /* strips of rows; quads of steps with 32-bit columns */
     GSPI_TABLES, /* register tables: quads of four strips of rows, or of four steps of one strip */
@@ -45,7 +45,7 @@ typedef struct gspi_entry {
     uint32_t dtypes, kinds; /* bit sets of gsp_dtype and gsp_kind */
     gspi_form form;
     int lanes; /* rows of a strip */
-    int width; /* entries of a register table; GSPI_FOURS, GSPI_STACKS: KiB of the tile of x */
+    int width; /* entries of a register table; GSPI_STRIPS, GSPI_STACKS: KiB of the tile of x */
     float cost; /* of 64 slots; measured, only ratios within one backend count */
 } gspi_entry;
 
@@ -97,7 +97,7 @@ struct gsp_plan {
     int64_t x_size, bank_stride;
     bool align_x; /* tables are loaded faster if x is aligned to 64 bytes */
 
-    /* GSPI_FOURS, GSPI_STACKS: units of GSPI_UNIT_ROWS rows, and `blocks` blocks of block_cols columns, of which a
+    /* GSPI_STRIPS, GSPI_STACKS: units of GSPI_UNIT_ROWS rows, and `blocks` blocks of block_cols columns, of which a
      * kernel copies up to x_stride bytes each to a tile. That block of the unit has the strips
      * [start[unit * blocks + block], start[unit * blocks + block + 1]). Step s multiplies the floats
      * packed[s][GSPI_STRIP_ROWS] by the columns positions[s][GSPI_STRIP_ROWS] of the block, one for each row. */
@@ -116,8 +116,8 @@ struct gsp_plan {
 gsp_status gspi_plan_create(gsp_context *context, const gsp_matrix *matrix, const gspi_entry *first,
                             const gspi_entry *end, int64_t n, gsp_plan **plan);
 /* The second half for SpMM: lays the matrix out for the cheapest kernel and n columns. */
-gsp_status gspi_plan_fours(gsp_plan *plan, const gsp_matrix *matrix, const gspi_entry *first,
-                           const gspi_entry *end, int64_t n);
+gsp_status gspi_plan_strips(gsp_plan *plan, const gsp_matrix *matrix, const gspi_entry *first,
+                            const gspi_entry *end, int64_t n);
 
 /* Bytes of one quad. */
 static inline size_t gspi_quad_bytes(gspi_form form, int lanes) {

@@ -59,7 +59,7 @@ static gsp_status make(gsp_plan *plan, const gsp_matrix *matrix, const gspi_entr
     if (first->form == GSPI_STORED) return copy_stored(plan, matrix);
     const gspi_entry *last = first;
     while (last < end && last->backend == first->backend) last++;
-    return op == GSPI_SPMM ? gspi_plan_fours(plan, matrix, first, last, n)
+    return op == GSPI_SPMM ? gspi_plan_strips(plan, matrix, first, last, n)
                            : gspi_plan_rows(plan, matrix, first, last);
 }
 

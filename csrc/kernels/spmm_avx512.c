@@ -14,7 +14,7 @@
  * That x should lie in packed tiles which the first cache holds is an old idea of dense products (Goto and van de
  * Geijn, 2008); here the matrix is what streams. */
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
-#include "spmm_fours.h"
+#include "spmm_strips.h"
 
 #define INLINE static inline __attribute__((always_inline))
 /* How far ahead values are prefetched; plans often lie in the third cache. */
@@ -91,20 +91,20 @@ INLINE void add_strips(const gsp_plan *plan, const gspi_strip *strip, const gspi
                      const char *tile, char *sums, bool begin, const gspi_out *out) {              \
         add_strips(plan, strip, end, tile, sums, begin, out, vectors, stack);                      \
     }
-ADD(fours_1, 1, 1)
-ADD(fours_2, 2, 1)
+ADD(strips_1, 1, 1)
+ADD(strips_2, 2, 1)
 ADD(stacks_1, 1, GSPI_STACK_ROWS)
 ADD(stacks_2, 2, GSPI_STACK_ROWS)
 
-void gsp_f32_spmm_fours__avx512(const gsp_plan *plan, const gspi_product *product, int64_t first,
-                                int64_t last) {
-    static gspi_strips *const add[] = {fours_1, fours_2};
-    spmm_fours(plan, product, first, last, add);
+void gsp_f32_spmm_strips__avx512(const gsp_plan *plan, const gspi_product *product, int64_t first,
+                                 int64_t last) {
+    static gspi_strips *const add[] = {strips_1, strips_2};
+    spmm_strips(plan, product, first, last, add);
 }
 
 void gsp_f32_spmm_stacks__avx512(const gsp_plan *plan, const gspi_product *product, int64_t first,
                                  int64_t last) {
     static gspi_strips *const add[] = {stacks_1, stacks_2};
-    spmm_fours(plan, product, first, last, add);
+    spmm_strips(plan, product, first, last, add);
 }
 #endif

@@ -10,7 +10,7 @@
  * cycles, and nine loads in ten bring x. Rows that share their columns load x once for four FMLAs, 16 samples
  * at a time: multiply-adds are the bound then. FMLA: latency 4, so 8 sums would do to hide it. */
 #if defined(__aarch64__)
-#include "spmm_fours.h"
+#include "spmm_strips.h"
 
 /* Floats of `rows` values as a register, whose other lanes are of no meaning. */
 GSPI_VECTOR gspi_v load_values(const float *values, int rows) {
@@ -87,20 +87,20 @@ GSPI_VECTOR void add_strips(const gsp_plan *plan, const gspi_strip *strip, const
                      const char *tile, char *sums, bool begin, const gspi_out *out) {              \
         add_strips(plan, strip, end, tile, sums, begin, out, 4 * (vectors), stack);                \
     }
-ADD(fours_1, 1, 1)
-ADD(fours_2, 2, 1)
+ADD(strips_1, 1, 1)
+ADD(strips_2, 2, 1)
 ADD(stacks_1, 1, GSPI_STACK_ROWS)
 ADD(stacks_2, 2, GSPI_STACK_ROWS)
 
-void gsp_f32_spmm_fours__neon(const gsp_plan *plan, const gspi_product *product, int64_t first,
-                              int64_t last) {
-    static gspi_strips *const add[] = {fours_1, fours_2};
-    spmm_fours(plan, product, first, last, add);
+void gsp_f32_spmm_strips__neon(const gsp_plan *plan, const gspi_product *product, int64_t first,
+                               int64_t last) {
+    static gspi_strips *const add[] = {strips_1, strips_2};
+    spmm_strips(plan, product, first, last, add);
 }
 
 void gsp_f32_spmm_stacks__neon(const gsp_plan *plan, const gspi_product *product, int64_t first,
                                int64_t last) {
     static gspi_strips *const add[] = {stacks_1, stacks_2};
-    spmm_fours(plan, product, first, last, add);
+    spmm_strips(plan, product, first, last, add);
 }
 #endif

@@ -8,8 +8,8 @@
  * The tile (32 KiB at most) stays in the first cache while all strips of its block go by, the panel in the second; x
  * and y may lie along the samples or across them, and are turned on the way in and out. A file that includes this
  * gives the work on strips as a gspi_strips for each number of 64-byte vectors in a tile. */
-#ifndef SPMM_FOURS_H
-#define SPMM_FOURS_H
+#ifndef SPMM_STRIPS_H
+#define SPMM_STRIPS_H
 
 #include "conv_tile.h"
 
@@ -116,8 +116,8 @@ GSPI_VECTOR void empty_across(const gsp_plan *plan, const gspi_product *product,
 }
 
 /* add[i] is for tiles of i + 1 vectors of 64 bytes. */
-static void spmm_fours(const gsp_plan *plan, const gspi_product *product, int64_t first,
-                       int64_t last, gspi_strips *const add[GSPI_TILE_VECTORS]) {
+static void spmm_strips(const gsp_plan *plan, const gspi_product *product, int64_t first,
+                        int64_t last, gspi_strips *const add[GSPI_TILE_VECTORS]) {
     _Alignas(64) char tile[GSPI_TILE_BYTES + GSPI_SPARE_ROWS * GSPI_TILE_VECTORS * 64];
     _Alignas(64) char panel[GSPI_PANEL_BYTES + GSPI_TILE_VECTORS * 64]; /* and a row of no use */
     const gsp_convolution *conv = product->convolution;

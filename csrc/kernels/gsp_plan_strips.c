@@ -170,8 +170,8 @@ static float cost_of(const gspi_entry *entry, const gsp_matrix *matrix) {
            (float)height;
 }
 
-gsp_status gspi_plan_fours(gsp_plan *plan, const gsp_matrix *matrix, const gspi_entry *first,
-                           const gspi_entry *end, int64_t n) {
+gsp_status gspi_plan_strips(gsp_plan *plan, const gsp_matrix *matrix, const gspi_entry *first,
+                            const gspi_entry *end, int64_t n) {
     const gspi_entry *best = NULL;
     for (const gspi_entry *entry = first; entry < end; entry++) {
         if (!gspi_takes(entry, matrix, GSPI_SPMM)) continue;
