@@ -1,4 +1,4 @@
-"""The command line: `gspattern check | info | prune` on safetensors files, and `gspattern bench`."""
+"""The command line: `gspattern check | info | prune | convert` on safetensors files, and `gspattern bench`."""
 
 from __future__ import annotations
 
@@ -189,7 +189,10 @@ def prune(
             _save_dense(result, target, _notes(source))
         else:
             save_file(result, target, _notes(source))
-    report = Report(tuple(rows))
+    _print_report(Report(tuple(rows)), source, target)
+
+
+def _print_report(report: Report, source: Path, target: Path) -> None:
     table = Table()
     head, *lines, total = report.cells()
     for i, cell in enumerate(head):
@@ -200,6 +203,94 @@ def prune(
     table.add_row(*total)
     _console().print(table)
     print(f"{target}: {target.stat().st_size:,} bytes, {source}: {source.stat().st_size:,} bytes")
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="A safetensors file of weights that have zeros.")],
+    target: Annotated[Path, typer.Argument(help="The file to write.")],
+    pattern: Annotated[
+        str, typer.Option("--pattern", "-p", help="What the zeros are; irregular is always right.")
+    ] = "irregular",
+    include: Annotated[
+        list[str] | None,
+        typer.Option(help="Name or glob of weights; again for more. Default: at least half zeros."),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Name or glob of weights to leave dense.")
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Of the compact values: float32, float16, bfloat16 or int8."),
+    ] = None,
+    dense: Annotated[
+        bool, typer.Option("--dense", help="The other way: make compact matrices dense.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the target.")] = False,
+) -> None:
+    """Store weights compactly that were pruned by any tool, as the checkpoint of a training has them.
+
+    Nonzeros are kept, and with them the fewest zeros that the pattern needs. No value changes, unless --dtype says so.
+    """
+    with _plain_errors():
+        parse_pattern(pattern)
+        if target.exists() and not force:
+            raise FileExistsError(f"{target} exists; give --force to overwrite it")
+        tensors = load_file(source)
+        result: Arrays = dict(tensors)
+        rows = []
+        if dense:
+            for name, weight in tensors.items():
+                if isinstance(weight, Matrix):
+                    shape = weight.kernel_shape or weight.shape
+                    whole = weight.astype("float32") if weight.scales is not None else weight
+                    result[name] = np.ascontiguousarray(from_matrix(whole.to_dense(), shape))
+            _save_dense(result, target, _notes(source))
+        else:
+            weights = _weights(tensors, include, exclude)
+            bar = track(weights.items(), "encoding", console=Console(stderr=True), transient=True)
+            for name, weight in bar:
+                if isinstance(weight, Matrix):
+                    raise ValueError(f"{name} is compact already ({weight.pattern}); --exclude it")
+                if include is None and np.count_nonzero(weight) > weight.size / 2:
+                    continue
+                result[name], row = _encode_one(name, weight, pattern, dtype)
+                rows.append(row)
+            if not rows:
+                raise ValueError(
+                    f"no weight of {source} is at least half zeros; --include some, or prune them"
+                )
+            save_file(result, target, _notes(source))
+    if rows:
+        _print_report(Report(tuple(rows)), source, target)
+    else:
+        print(
+            f"{target}: {target.stat().st_size:,} bytes, {source}: {source.stat().st_size:,} bytes"
+        )
+
+
+def _encode_one(
+    name: str, weight: npt.NDArray[Any], pattern: str, dtype: str | None
+) -> tuple[Matrix, LayerReport]:
+    try:
+        matrix = encode(weight, pattern)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error} (or --exclude it)") from None
+    if dtype is not None:
+        matrix = matrix.quantize("int8") if dtype == "int8" else matrix.astype(dtype)
+    mask = matrix.mask()
+    row = LayerReport(
+        name=name,
+        shape=matrix.shape,
+        pattern=str(matrix.pattern),
+        asked=None,
+        sparsity=1 - float(mask.mean()),
+        kept=kept_share(np.abs(as_matrix(weight).astype(np.float32)), mask),
+        empty_rows=int((~mask.any(axis=1)).sum()),
+        nbytes=matrix.nbytes,
+        dense_nbytes=weight.nbytes,
+    )
+    return matrix, row
 
 
 def _prune_one(

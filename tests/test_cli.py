@@ -237,3 +237,36 @@ def test_missing_extras_are_named(package):
         f'the command line needs {package}: pip install "gspattern[cli]", '
         "or in a checkout pip install '.[cli]'\n"
     )
+
+
+def test_convert_what_another_tool_pruned(dense, tmp_path):
+    source, tensors = dense
+    sparse = dict(tensors)
+    rng = np.random.default_rng(1)
+    for name in ("conv.weight", "half.weight"):
+        sparse[name] = tensors[name] * (rng.random(tensors[name].shape) < 0.2)
+    save_arrays(sparse, tmp_path / "sparse.safetensors", metadata={"format": "pt"})
+    target, back = tmp_path / "compact.safetensors", tmp_path / "back.safetensors"
+    result = run("convert", tmp_path / "sparse.safetensors", target)
+    assert result.exit_code == 0, result.output
+    loaded = gs.load_file(target)
+    assert {n for n, v in loaded.items() if isinstance(v, gs.Matrix)} == {"conv.weight", "half.weight"}  # fmt: skip
+    assert loaded["conv.weight"].kernel_shape == (16, 16, 3, 3)
+    assert loaded["conv.weight"].nnz == np.count_nonzero(sparse["conv.weight"])
+    assert f"{target.stat().st_size:,} bytes" in result.stdout.replace("\n", "")
+    assert run("convert", target, back, "--dense").exit_code == 0
+    again = load_arrays(back)
+    assert again.keys() == sparse.keys()
+    for name, value in sparse.items():
+        assert again[name].dtype == value.dtype
+        assert np.array_equal(again[name], value)
+    with safe_open(back, framework="np") as opened:
+        assert opened.metadata() == {"format": "pt"}
+    options = ["-p", "gs(8,8)", "--include", "half*", "--dtype", "int8", "--force"]
+    assert run("convert", tmp_path / "sparse.safetensors", target, *options).exit_code == 0
+    matrix = gs.load_file(target)["half.weight"]
+    assert (str(matrix.pattern), str(matrix.dtype)) == ("gs(8,8)", "int8")
+    assert gs.check(matrix.mask(), "gs(8,8)")
+    assert run("convert", source, target, "--force").exit_code == 2
+    assert "at least half zeros; --include some" in run("convert", source, target, "--force").output
+    assert "give --force" in run("convert", source, target).output
