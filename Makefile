@@ -73,7 +73,7 @@ bench-masks: $(EXTENSION)  ## Time the choice of masks against torch.topk (ARGS=
 test: lint ctest tsan pytest asan  ## Run every test: lint first, the C code under sanitizers last
 
 # Other random examples in every run, and more of them.
-test-all: lint ctest tsan arm  ## The same with more random examples, with fuzzing, and for Arm
+test-all: arm-tools lint ctest tsan arm  ## The same with more random examples, with fuzzing, and for Arm
 	GSPATTERN_HYPOTHESIS=random $(MAKE) pytest
 	$(MAKE) asan fuzz
 
@@ -168,14 +168,16 @@ ctest-asan: $(C_TESTS:%=$(BUILD)/ctest-asan/%) $(FUZZERS:%=$(BUILD)/ctest-asan/%
 ARM_CC := aarch64-linux-gnu-gcc
 ARM_RUN := qemu-aarch64 -L /usr/aarch64-linux-gnu
 ARM_MAKE := CC=$(ARM_CC) BUILD=build/arm64 'RUN=$(ARM_RUN)' CFLAGS=-DGSP_TEST_EMULATED
-.PHONY: arm
-arm: $(EXTENSION)  ## Run the C tests and examples/c for 64-bit Arm, by emulation
-	@for tool in $(ARM_CC) $(firstword $(ARM_RUN)); do command -v $$tool > /dev/null || { \
-	    echo "$$tool is missing. On Debian: apt-get install" \
-	        "gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user"; exit 1; }; done
+.PHONY: arm arm-tools
+arm: arm-tools $(EXTENSION)  ## Run the C tests and examples/c for 64-bit Arm, by emulation
 	$(MAKE) $(ARM_MAKE) ctest ctest-fuzz
 	GSPATTERN_CROSS="$(ARM_MAKE)" $(BIN)/pytest -q -k 'products or folder or reads or broken' \
 	    tests/test_c_example.py
+
+arm-tools:
+	@for tool in $(ARM_CC) $(firstword $(ARM_RUN)); do command -v $$tool > /dev/null || { \
+	    echo "$$tool is missing. On Debian: apt-get install" \
+	        "gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user"; exit 1; }; done
 
 # --------------------------------------------------------------- sanitizers
 
