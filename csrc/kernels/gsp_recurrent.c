@@ -31,8 +31,8 @@ typedef struct {
     const gsp_sequences *sequences;
     int64_t gates, hidden;
     int64_t samples, most; /* in all, and in one run of steps */
-    bool by_unit;
-    int64_t run_line, batch_line; /* by_unit: numbers from unit to unit, of a run and of a step */
+    bool by_unit; /* whether some layer is */
+    int64_t run_line, batch_line; /* numbers from unit to unit, of a run and of a step */
     size_t size; /* of a number */
     parts at;
 } shape;
@@ -52,6 +52,10 @@ static int64_t measure_run(const gsp_sequences *sequences, int64_t step, bool ba
         samples += more;
     }
     return samples;
+}
+
+static bool is_by_unit(const gsp_recurrent_layer *layer) {
+    return layer->hidden->entry->op == GSPI_SPMM;
 }
 
 /* ------------------------------------------------------------------ checks */
@@ -82,7 +86,6 @@ static gsp_status check_weights(shape *s) {
     s->gates = recurrent->cell == GSP_LSTM ? 4 : 3;
     s->hidden = recurrent->weights[0].hidden->matrix.cols;
     s->size = first->matrix.dtype == GSP_FLOAT64 ? sizeof(double) : sizeof(float);
-    s->by_unit = recurrent->weights[0].hidden->entry->op == GSPI_SPMM;
     for (int64_t i = 0; i < recurrent->layers * recurrent->directions; i++) {
         const int64_t features =
             i < recurrent->directions ? first->matrix.cols : recurrent->directions * s->hidden;
@@ -95,7 +98,7 @@ static gsp_status check_weights(shape *s) {
                       GSP_ERROR_DTYPE);
             GSP_CHECK(plans[j]->context == first->context, GSP_ERROR_SHAPE);
         }
-        GSP_CHECK((plans[1]->entry->op == GSPI_SPMM) == s->by_unit, GSP_ERROR_SHAPE);
+        s->by_unit = s->by_unit || is_by_unit(&recurrent->weights[i]);
     }
     return GSP_OK;
 }
@@ -192,7 +195,7 @@ typedef struct {
     const shape *s;
     const gsp_recurrent_layer *weights;
     const gspi_cell_kernels *kernels;
-    bool backward;
+    bool by_unit, backward;
     const char *x; /* [samples][features] */
     char *y; /* [samples], y_sample numbers apart */
     int64_t y_sample;
@@ -226,7 +229,7 @@ typedef struct {
 } course;
 
 static bool turns_x(const layer_work *w) {
-    return w->s->by_unit && w->weights->input->entry->op == GSPI_SPMM;
+    return w->by_unit && w->weights->input->entry->op == GSPI_SPMM;
 }
 
 static void begin_run(course *c) {
@@ -244,7 +247,7 @@ static void begin_step(course *c) {
     const int64_t size = (int64_t)s->size, before = c->at - c->run_first;
     c->gates.samples = c->batch;
     c->gates.input =
-        w->workspace + s->at.input + before * (s->by_unit ? 1 : s->gates * s->hidden) * size;
+        w->workspace + s->at.input + before * (w->by_unit ? 1 : s->gates * s->hidden) * size;
     c->gates.y = w->y + c->at * w->y_sample * size;
     c->phase = PRODUCT;
 }
@@ -298,14 +301,14 @@ static void do_part(const course *c, int64_t part, int64_t parts) {
     }
     case INPUT: {
         gsp_strides strides = {1, features, 1, width};
-        if (s->by_unit) strides.y_row = s->run_line, strides.y_sample = 1;
+        if (w->by_unit) strides.y_row = s->run_line, strides.y_sample = 1;
         if (turns_x(w)) strides.x_col = s->run_line, strides.x_sample = 1;
         gspi_multiply_part(w->weights->input, turns_x(w) ? turned : x, c->run_samples, &strides,
                            input, part, parts);
         break;
     }
     case PRODUCT: {
-        const gsp_strides strides = s->by_unit ? (gsp_strides){s->batch_line, 1, s->batch_line, 1}
+        const gsp_strides strides = w->by_unit ? (gsp_strides){s->batch_line, 1, s->batch_line, 1}
                                                : (gsp_strides){1, s->hidden, 1, width};
         gspi_multiply_part(w->weights->hidden, c->gates.h, c->batch, &strides, product, part,
                            parts);
@@ -314,7 +317,7 @@ static void do_part(const course *c, int64_t part, int64_t parts) {
     default: {
         const int64_t from = cut(s->hidden, part, parts), to = cut(s->hidden, part + 1, parts);
         gspi_gates_kernel *kernel = s->gates == 4 ? w->kernels->lstm : w->kernels->gru;
-        if (s->by_unit) kernel(&c->gates, from, to, 0, c->batch);
+        if (w->by_unit) kernel(&c->gates, from, to, 0, c->batch);
         else kernel(&c->gates, 0, c->batch, from, to);
     }
     }
@@ -385,14 +388,14 @@ static void run_layer(const layer_work *w) {
               .left = s->sequences->steps,
               .at = w->backward ? s->samples : 0,
               .gates = {.hidden = s->hidden,
-                        .by_unit = s->by_unit,
+                        .by_unit = w->by_unit,
                         .product = w->workspace + s->at.product,
                         .bias = w->workspace + s->at.bias,
-                        .h = s->by_unit ? w->workspace + s->at.h : w->h,
-                        .c = s->by_unit ? w->workspace + s->at.c : w->c,
-                        .input_line = s->by_unit ? s->run_line : width,
-                        .product_line = s->by_unit ? s->batch_line : width,
-                        .state_line = s->by_unit ? s->batch_line : s->hidden,
+                        .h = w->by_unit ? w->workspace + s->at.h : w->h,
+                        .c = w->by_unit ? w->workspace + s->at.c : w->c,
+                        .input_line = w->by_unit ? s->run_line : width,
+                        .product_line = w->by_unit ? s->batch_line : width,
+                        .state_line = w->by_unit ? s->batch_line : s->hidden,
                         .y_sample = w->y_sample}},
     };
     turn_state(w, w->h, t.c.gates.h, false);
@@ -436,6 +439,7 @@ gsp_status gsp_recurrent_run(const gsp_recurrent *recurrent, const gsp_sequences
                 .s = &s,
                 .weights = &recurrent->weights[i],
                 .kernels = cell_kernels(&s, recurrent->weights[i].hidden),
+                .by_unit = is_by_unit(&recurrent->weights[i]),
                 .backward = direction == 1,
                 .x = x,
                 .y = y + (size_t)(direction * s.hidden) * s.size,

@@ -145,6 +145,12 @@ static void expect_near(const float *got, const double *exact, int64_t count) {
     if (!(worst < 1e-3)) fprintf(stderr, "  off by %g\n", worst);
 }
 
+/* Samples that plan i is made for; sometimes those of the upper layers for one only. */
+static int64_t samples_of(const problem *p, int64_t i, bool some_for_one) {
+    if (i % 2 == 0) return p->samples;
+    return some_for_one && i > 2 ? 1 : p->batch;
+}
+
 static void check_problem(gsp_context *context, gsp_test_memory *memory, const problem *p,
                           gsp_backend backend, bool in_place) {
     const int64_t count = p->layers * p->directions, states = count * p->batch * p->hidden;
@@ -153,7 +159,7 @@ static void check_problem(gsp_context *context, gsp_test_memory *memory, const p
     gsp_plan *plans[2 * MOST_WEIGHTS];
     for (int64_t i = 0; i < 2 * count; i++)
         EXPECT_INT(gsp_plan_create(context, &p->samples_of[i].matrix, backend,
-                                   i % 2 ? p->batch : p->samples, &plans[i]),
+                                   samples_of(p, i, in_place), &plans[i]),
                    GSP_OK);
     for (int64_t i = 0; i < count; i++)
         weights[i] = (gsp_recurrent_layer){plans[2 * i], plans[2 * i + 1], p->bias[2 * i],
