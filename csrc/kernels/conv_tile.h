@@ -230,8 +230,8 @@ static void cut_parts(const gsp_convolution *c, const gspi_runs *runs, int64_t t
     }
 }
 
-/* Taps that are filled together, and channels of one before the next has its turn: neighbouring taps meet the same lines
- * of x, which are in the first cache for so long. */
+/* Taps that are filled together, and channels of one before the next has its turn: neighbouring taps meet the same
+ * lines of x, which are in the first cache for so long. */
 #define GSPI_TAPS 4
 #define GSPI_TURN 32
 
@@ -341,8 +341,8 @@ static void out_pixels(const gsp_convolution *c, const gspi_runs *runs, int regi
     }
 }
 
-/* The sums of rows [first, last) to y with adjacent channels, in squares that are transposed. Sums behind the last row are there, if of no
- * use. */
+/* The sums of rows [first, last) to y with adjacent channels, in squares that are transposed. Sums behind the last
+ * row are there, if of no use. */
 static __attribute__((noinline)) void empty_pixels(const gsp_plan *plan,
                                                    const gspi_product *product,
                                                    const gspi_runs *runs, int registers,

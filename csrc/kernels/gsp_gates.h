@@ -7,9 +7,9 @@
  *                                         n = tanh(n + sigmoid(r + p) * (m + bias of m))
  *                                         y = h = n + sigmoid(z + q) * (h - n)
  *
- * A register holds 16 or 8 units of a sample or, of many samples, 16 or 8 samples of a unit, as the products leave them:
- * then h is turned on its way to y. Five (three) activations of some 25 instructions each and a division are what it
- * costs: little beside the products. The functions are those of gsp_activation.h, the same for every lane: no result
+ * A register holds 16 or 8 units of a sample or, of many samples, 16 or 8 samples of a unit, as the products leave
+ * them: then h is turned on its way to y. Five (three) activations of some 25 instructions each and a division are what
+ * it costs: little beside the products. The functions are those of gsp_activation.h, the same for every lane: no result
  * depends on how the work is shared out. */
 #ifndef GSP_GATES_H
 #define GSP_GATES_H

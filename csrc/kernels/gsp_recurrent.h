@@ -4,8 +4,8 @@
 
 #include "gsp_kernels.h"
 
-/* One step of a cell. Numbers are double or float. A line is a sample, with its units side by side; or, of many samples,
- * a unit, with its samples side by side. */
+/* One step of a cell. Numbers are double or float. A line is a sample, with its units side by side; or, of many
+ * samples, a unit, with its samples side by side. */
 typedef struct gspi_gates {
     int64_t hidden, samples;
     bool by_unit; /* lines are units */

@@ -1,5 +1,5 @@
-/* Products and recurrent layers on several threads: the same bits as on one, and no element of y touched by two of them,
- * which ThreadSanitizer sees (make tsan). */
+/* Products and recurrent layers on several threads: the same bits as on one, and no element of y touched by two of
+ * them, which ThreadSanitizer sees (make tsan). */
 #include <pthread.h>
 
 #include "gsp_sample.h"
