@@ -21,7 +21,7 @@ except ModuleNotFoundError as error:
 
 from gspattern.bench.fairness import BenchError
 from gspattern.bench.layers import make_weights
-from gspattern.bench.markdown import markdown
+from gspattern.bench.pages import markdown
 from gspattern.bench.runner import run
 from gspattern.bench.shapes import read_shapes
 from gspattern.bench.suites import QUICK, SETS, SUITES, Settings
