@@ -87,6 +87,14 @@ static bool meet(const gsp_convolution *c, const gspi_run *run, int64_t tap, int
 
 /* ------------------------------------------------------ pixels are adjacent */
 
+/* Taps that are filled together, and channels of one before the next has its turn: neighbouring taps meet the same lines
+ * of x, which are in the first cache for so long. */
+#define GSPI_TAPS 4
+#define GSPI_TURN 32
+/* An x of so many bytes comes from memory, whose lines are fetched a tile early: a tile reads two of each channel, which
+ * lie too far apart for the CPU to see what will be next. The last tap is the first to meet them. */
+#define GSPI_FAR_BYTES (8 << 20)
+
 /* One register of a piece: its lanes of from[lane * step], lanes 0 to V_LANES - 1. */
 typedef struct {
     const float *from;
@@ -137,7 +145,7 @@ typedef struct {
     char *row;
     gspi_part one[GSPI_TILE_REGISTERS], two[GSPI_TILE_REGISTERS], more[GSPI_TILE_SAMPLES];
     int register_of[GSPI_TILE_SAMPLES], extra;
-    bool both;
+    bool both, ahead; /* whether to fetch what the next tile meets */
 } gspi_tap;
 
 /* Channels [first, end) of a tap to rows of the tile. */
@@ -152,6 +160,10 @@ GSPI_VECTOR void fill_parts(const gspi_tap *parts, int64_t first, int64_t end, i
         float *to = (float *)(void *)(tile + (c - first) * stride);
         for (int v = 0; v < registers; v++)
             v_store(to + v * V_LANES, load_parts(&one[v], &two[v], both, c * channel_step, step));
+        if (step == 1 && parts->ahead)
+            for (int v = 0; v < registers; v += GSPI_VECTOR_FLOATS / V_LANES)
+                __builtin_prefetch(
+                    beside(one[0].from, c * channel_step + (registers + v) * V_LANES));
     }
     for (int p = 0; p < parts->extra; p++) {
         const gspi_part here = parts->more[p];
@@ -204,6 +216,8 @@ static void cut_parts(const gsp_convolution *c, const gspi_runs *runs, int64_t t
         count =
             add_piece(pieces, count, from - run->lane * step, run->lane + low, run->lane + high);
     }
+    const bool far = c->images * c->x.image_step > GSPI_FAR_BYTES / (int64_t)sizeof(float);
+    parts->ahead = far && tap == c->kernel[0] * c->kernel[1] - 1;
     parts->extra = 0;
     parts->both = false;
     for (int v = 0; v < GSPI_TILE_REGISTERS; v++) {
@@ -229,11 +243,6 @@ static void cut_parts(const gsp_convolution *c, const gspi_runs *runs, int64_t t
         if (found < 2) parts->two[v] = part_of(x, 0, step);
     }
 }
-
-/* Taps that are filled together, and channels of one before the next has its turn: neighbouring taps meet the same
- * lines of x, which are in the first cache for so long. */
-#define GSPI_TAPS 4
-#define GSPI_TURN 32
 
 /* Columns [col, col + cols) of the matrix, x with adjacent pixels. */
 static void fill_planes(const gsp_convolution *c, const float *x, const gspi_runs *runs,
