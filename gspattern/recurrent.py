@@ -62,13 +62,15 @@ def _check_matrix(matrix: object, name: str, shape: tuple[int | None, int | None
         if isinstance(matrix, np.ndarray) and matrix.ndim == 2:
             hint = "; encode(w, 'block(4,16)', mask=numpy.ones(w.shape, bool)) keeps all of a dense one"
         raise TypeError(f"{name} must be a Matrix, got {type(matrix).__name__}{hint}")
-    if any(want is not None and got != want for got, want in zip(matrix.shape, shape, strict=True)):
+    got = matrix.shape
+    if got != shape and any(shape[i] not in (None, got[i]) for i in (0, 1)):
         expected = ", ".join("any" if size is None else str(size) for size in shape)
         raise ValueError(f"{name} must have shape [{expected}], got {list(matrix.shape)}")
     return matrix
 
 
 def check_params(params: Params, cell: Cell, directions: int) -> Weights:
+    """Check the parameters of a stack of layers, in torch's order, and tell what they are for."""
     params = list(params)
     biased = len(params) > 2 and not isinstance(params[2], Matrix) and np.ndim(params[2]) < 2  # type: ignore[arg-type]
     each = 4 if biased else 2
@@ -105,9 +107,13 @@ def check_params(params: Params, cell: Cell, directions: int) -> Weights:
             if bias is None:
                 biases.append(None)
                 continue
-            name = parameter_name(kind, i, directions)
-            array = np.ascontiguousarray(_operand(bias, dtype, name))
+            if isinstance(bias, np.ndarray) and bias.dtype is dtype and bias.flags.carray:
+                array = bias  # as most are: kept short
+            else:
+                name = parameter_name(kind, i, directions)
+                array = np.ascontiguousarray(_operand(bias, dtype, name))
             if array.shape != (rows,):
+                name = parameter_name(kind, i, directions)
                 raise ValueError(f"{name} must have shape [{rows}], got {list(array.shape)}")
             biases.append(array)
     return Weights(tuple(matrices), tuple(biases), directions, features, hidden, dtype)
