@@ -87,12 +87,12 @@ static bool meet(const gsp_convolution *c, const gspi_run *run, int64_t tap, int
 
 /* ------------------------------------------------------ pixels are adjacent */
 
-/* Taps that are filled together, and channels of one before the next has its turn: neighbouring taps meet the same lines
- * of x, which are in the first cache for so long. */
+/* Taps that are filled together, and channels of one before the next has its turn: neighbouring taps meet the same
+ * lines of x, which are in the first cache for so long. */
 #define GSPI_TAPS 4
 #define GSPI_TURN 32
-/* An x of so many bytes comes from memory, whose lines are fetched a tile early: a tile reads two of each channel, which
- * lie too far apart for the CPU to see what will be next. The last tap is the first to meet them. */
+/* An x of so many bytes comes from memory, whose lines are fetched a tile early: a tile reads two of each channel,
+ * which lie too far apart for the CPU to see what will be next. The last tap is the first to meet them. */
 #define GSPI_FAR_BYTES (8 << 20)
 
 /* One register of a piece: its lanes of from[lane * step], lanes 0 to V_LANES - 1. */
