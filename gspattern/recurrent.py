@@ -153,7 +153,7 @@ def _check_batch_sizes(batch_sizes: npt.ArrayLike, samples: int) -> npt.NDArray[
         raise ValueError(
             f"batch_sizes must be whole numbers, one for each step, got {sizes.dtype} of shape {list(sizes.shape)}"
         )
-    if sizes[-1] < 1 or (np.diff(sizes) > 0).any():
+    if sizes.min() < 1 or (sizes[1:] > sizes[:-1]).any():
         raise ValueError(
             "batch_sizes must be positive and never rise: sort sequences, longest first"
         )
@@ -248,10 +248,10 @@ def _sequence(
         states = [None if state is None else state[:, None] for state in states]
         y, h_n, c_n = _call(cell, weights, array, None, states)
         return y[:, 0], h_n[:, 0], None if c_n is None else c_n[:, 0]
-    if lengths is None:
+    packing = None if lengths is None else _pack(lengths, steps, batch)
+    if packing is None or batch == 0:
         y, h_n, c_n = _call(cell, weights, array, None, states)
     else:
-        packing = _pack(lengths, steps, batch)
         ordered = [None if state is None else state[:, packing.order] for state in states]
         data = array[packing.step, packing.sequence]
         packed, h_n, c_n = _call(cell, weights, data, packing.batch_sizes, ordered)

@@ -346,6 +346,39 @@ def test_results_do_not_depend_on_threads(kind, backend):
             gs.set_num_threads(before)
 
 
+@KINDS
+@EVERYWHERE
+def test_no_features_on_threads(kind, backend):
+    """Nothing to turn before the product, by threads that turn x together."""
+    case = Case(kind, 0, 256, sparsity=0.5)
+    before = gs.get_num_threads()
+    gs.set_num_threads(2)
+    try:
+        with gs.use_backend(backend):
+            case.check(normal(1, 64, 0))
+    finally:
+        gs.set_num_threads(before)
+
+
+@KINDS
+def test_empty_batch(kind):
+    case = Case(kind, 19, 12, 2, 2)
+    for options in ({}, {"lengths": np.zeros(0, int)}):
+        y, *last = case.run(normal(3, 0, 19), case.states(0), **options)
+        assert y.shape == (3, 0, 24)
+        assert all(state.shape == (4, 0, 12) for state in last)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.uint64])
+def test_batch_sizes_of_any_whole_dtype(dtype):
+    case = Case("GRU", 19, 12)
+    x, state, sizes = normal(6, 19), case.states(3), [3, 2, 1]
+    expected = case.run(x, state, batch_sizes=sizes)
+    got = case.run(x, state, batch_sizes=np.array(sizes, dtype))
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_several_python_threads_at_once():
     case = Case("LSTM", 64, 64, 2)
     x, state = normal(10, 12, 64), case.states(12)

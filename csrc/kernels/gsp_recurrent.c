@@ -272,7 +272,9 @@ static int64_t parts_of(const course *c) {
     const layer_work *w = c->w;
     if (c->workers == 1) return 1;
     switch (c->phase) {
-    case TURN: return gspi_min(c->workers, gspi_ceil_div(w->weights->input->matrix.cols, 16));
+    /* One at least, for the threads go on where the last part of a phase is done. */
+    case TURN:
+        return gspi_max(1, gspi_min(c->workers, gspi_ceil_div(w->weights->input->matrix.cols, 16)));
     case INPUT: return gspi_parts_for(w->weights->input, c->workers);
     case PRODUCT: return gspi_parts_for(w->weights->hidden, c->workers);
     default: return gspi_min(c->workers, gspi_ceil_div(w->s->hidden, 16));
