@@ -27,6 +27,9 @@ __all__ = ["conv1d", "conv1d_lengths", "conv2d"]
 Array = npt.NDArray[Any]
 Sizes = tuple[int, ...]
 
+# Larger numbers could overflow where places in images are computed: see GSPI_MOST_PIXELS.
+_MOST = 2**30
+
 
 def conv2d(
     input: npt.ArrayLike,
@@ -161,11 +164,25 @@ def conv1d_lengths(
     -------
     ndarray
         (lengths + 2 padding - dilation (kernel_size - 1) - 1) // stride + 1, at least 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If lengths are no whole numbers, or the others no numbers that `conv1d` takes.
     """
     array = np.asarray(lengths)
     if array.dtype.kind not in "iu":
         raise TypeError(f"lengths must be whole numbers, got {array.dtype}")
-    return _lengths_of_result(array.astype(np.int64), kernel_size, stride, 2 * padding, dilation)
+    (kernel,), (step,), (tap,) = (
+        _sizes(value, name, 1, 1)
+        for value, name in (
+            (kernel_size, "kernel_size"),
+            (stride, "stride"),
+            (dilation, "dilation"),
+        )
+    )
+    (zeros,) = _sizes(padding, "padding", 1, 0)
+    return _lengths_of_result(array.astype(np.int64), kernel, step, 2 * zeros, tap)
 
 
 def _lengths_of_result(
@@ -189,8 +206,8 @@ def _sizes(value: int | Sequence[int], name: str, dims: int, least: int) -> Size
         raise TypeError(f"{name} must be {words}, got {value!r}") from None
     if len(sizes) == 1:
         sizes *= dims
-    if len(sizes) != dims or min(sizes) < least:
-        raise ValueError(f"{name} must be {words}, at least {least}, got {value!r}")
+    if len(sizes) != dims or min(sizes) < least or max(sizes) > _MOST:
+        raise ValueError(f"{name} must be {words}, from {least} to 2**30, got {value!r}")
     return sizes
 
 

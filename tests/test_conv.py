@@ -388,10 +388,13 @@ LINE, _ = conv_matrix(Irregular(), (6, 4, 3))
         ({"input": X.astype(np.float64)}, TypeError, "input must have dtype float32"),
         ({"input": X[:, :, :2]}, ValueError, r"covers \(3, 3\), but the input with its padding has \(2, 10\)"),
         ({"dilation": 5}, ValueError, r"covers \(11, 11\)"),
-        ({"stride": 0}, ValueError, "stride must be an integer or two, at least 1, got 0"),
+        ({"stride": 0}, ValueError, "stride must be an integer or two, from 1 to .* got 0"),
         ({"stride": (1, 2, 3)}, ValueError, "stride must be"),
         ({"stride": 1.5}, TypeError, "stride must be"),
         ({"dilation": (1, 0)}, ValueError, "dilation must be"),
+        ({"dilation": 2**62, "padding": 2**62}, ValueError, "dilation must be"),
+        ({"stride": 2**70}, ValueError, "stride must be"),
+        ({"padding": 2**31}, ValueError, "padding must be"),
         ({"padding": -1}, ValueError, "padding must be"),
         ({"padding": "full"}, ValueError, '"valid" or "same"'),
         ({"padding": "same", "stride": 2}, ValueError, "needs stride 1"),
@@ -424,6 +427,17 @@ def test_wrong_arguments(arguments, error, message):
 def test_wrong_lengths(lengths, message):
     with pytest.raises(ValueError, match=message):
         gs.conv1d(X[:, :, 0], LINE, lengths=lengths)
+
+
+def test_wrong_arguments_of_lengths():
+    for arguments, error, message in [
+        (([1.5], 3), TypeError, "lengths must be whole numbers"),
+        (([5], 3, 0), ValueError, "stride must be an integer, from 1"),
+        (([5], 0), ValueError, "kernel_size must be"),
+        (([5], 3, 1, -1), ValueError, "padding must be"),
+    ]:
+        with pytest.raises(error, match=message):
+            gs.conv1d_lengths(*arguments)
 
 
 def test_out_must_be_apart_and_writeable():
