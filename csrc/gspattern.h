@@ -248,16 +248,18 @@ GSP_API gsp_status gsp_columns(gsp_context *context, const gsp_matrix *matrix, u
 /* -------------------------------------------------------------------- plan */
 
 /* Instruction sets; of those that one processor may have, worst first. A backend may use the
- * kernels of those before it where it has none of its own. */
+ * kernels of those before it where it has none of its own. AVX-512 is F, BW, DQ and VL; GSP_AVX512
+ * also uses VBMI, VNNI and BF16 where the CPU has them, GSP_AVX512_BASE never does. */
 typedef enum gsp_backend {
     GSP_SCALAR = 0,
     GSP_AVX2 = 1,
-    GSP_AVX512 = 2,
-    GSP_NEON = 3, /* 64-bit Arm */
+    GSP_AVX512_BASE = 2,
+    GSP_AVX512 = 3,
+    GSP_NEON = 4, /* 64-bit Arm */
 } gsp_backend;
-#define GSP_BACKENDS 4
+#define GSP_BACKENDS 5
 
-/* "scalar", "avx2", "avx512", "neon"; NULL for anything else. */
+/* "scalar", "avx2", "avx512_base", "avx512", "neon"; NULL for anything else. */
 GSP_API const char *gsp_backend_name(gsp_backend backend);
 /* Writes the backends that this CPU and this build can run, best first, scalar last; returns how
  * many. */
@@ -269,7 +271,7 @@ typedef struct gsp_plan gsp_plan;
 
 typedef struct gsp_plan_info {
     const char *kernel;
-    gsp_backend backend; /* that of the kernel: at most the one asked for */
+    gsp_backend backend; /* that of the kernel: at most the one asked for, never GSP_AVX512_BASE */
     int columns; /* 1: for many samples, best adjacent; 0: x and y are best along cols and rows */
     int strided; /* 0: x must be contiguous along cols; 1: along either */
     int64_t most; /* samples up to which no plan for many is faster; 0 if this is one */
@@ -286,6 +288,20 @@ typedef struct gsp_plan_info {
  * what gsp_validate found. */
 GSP_API gsp_status gsp_plan_create(gsp_context *context, const gsp_matrix *matrix,
                                    gsp_backend backend, int64_t n, gsp_plan **plan);
+/* The same for x of another dtype:
+ *   GSP_BFLOAT16, with a bfloat16 matrix: x, y, bias and residual are bfloat16 (uint16_t); sums are
+ *       float, and rounded once.
+ *   GSP_INT8, with an int8 matrix: x, y, bias and residual are float, and each sample of x is
+ *       rounded to 8 bits. With low = min(0, least x), high = max(0, largest x), all in float:
+ *           scale = max(high / 255 - low / 255, 2^-126), zero = rint(-low * (1 / scale)),
+ *           q = clamp(rint(x * (1 / scale)) + zero, 0, 255),
+ *           y = (float)(sum of value * (q - zero)) * scale * scales[row],
+ *       with a sum that is exact. A sample with an infinite or NaN entry gives NaN only.
+ *   GSP_FLOAT64 for a float64 matrix and GSP_FLOAT32 for all others: as gsp_plan_create.
+ * GSP_ERROR_DTYPE for any other. */
+GSP_API gsp_status gsp_plan_create_for(gsp_context *context, const gsp_matrix *matrix,
+                                       gsp_backend backend, int64_t n, gsp_dtype x,
+                                       gsp_plan **plan);
 GSP_API void gsp_plan_destroy(gsp_plan *plan);
 GSP_API gsp_plan_info gsp_plan_describe(const gsp_plan *plan);
 
@@ -316,7 +332,8 @@ typedef struct gsp_strides {
 } gsp_strides;
 
 /* y = activation(W x + bias + residual) for `samples` vectors. x, y, bias and residual are
- * double for a float64 matrix and float for all others. A plan for columns (gsp_plan_describe)
+ * double for a float64 matrix and float for all others, unless gsp_plan_create_for said something
+ * else. A plan for columns (gsp_plan_describe)
  * needs one of x_col and x_sample to be 1, and one of y_row and y_sample; one that is not strided
  * needs x_col = 1: GSP_ERROR_SHAPE otherwise, as for an unknown activation or low > high. strides
  * NULL: x and y contiguous along the samples with a plan for columns, else along cols and rows. y

@@ -409,7 +409,7 @@ def _convolve(
         (_, kernel), (_, step), (_, dilation), _ = layer.geometry
         y_cols = _lengths_of_result(x_cols, kernel, step, layer.zeros[0], dilation)
     # At least a register of pixels: plans for fewer columns of x are of another kind.
-    plan = plans.plan_for(weight, max(images.shape[0] * math.prod(size), 16))
+    plan = plans.plan_for(weight, max(images.shape[0] * math.prod(size), 16), dtype)
     _core.convolve(
         plan,
         _in_memory_order(images, x_last),

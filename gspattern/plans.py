@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -225,7 +226,18 @@ def cpu_info() -> CpuInfo:
 # --------------------------------------------------------------------- plans
 
 
-def plan_for(matrix: Matrix, n: int = 1) -> Plan:
+_FLOAT64, _FLOAT32 = np.dtype(np.float64), np.dtype(np.float32)
+_BFLOAT16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+_INT8 = np.dtype(np.int8)
+_NARROW_NUMBERS = {_BFLOAT16: 3, _INT8: 4}  # of gsp_dtype
+
+
+def _usual_operand(matrix: Matrix) -> np.dtype[Any]:
+    """What x is multiplied in if nobody says another: it is rounded for int8."""
+    return _INT8 if matrix.dtype == _INT8 else _dtype_of(matrix)
+
+
+def plan_for(matrix: Matrix, n: int = 1, x: npt.DTypeLike | None = None) -> Plan:
     """Give the plan for products with `n` columns of x; it is made once and kept with the matrix.
 
     Parameters
@@ -234,6 +246,10 @@ def plan_for(matrix: Matrix, n: int = 1) -> Plan:
     n : int
         Columns of x (``m @ x``), or samples (`linear`). Up to `Plan.most` have the plan for one; it serves any number
         of samples, if more slowly.
+    x : dtype, optional
+        That in which x is multiplied: int8 (each sample rounded to 8 bits) for an int8 matrix, if not given;
+        bfloat16 for a bfloat16 matrix and bfloat16 x; float64 for a float64 matrix; else float32. One plan for
+        bfloat16 or int8 serves any number of columns.
 
     Returns
     -------
@@ -242,40 +258,49 @@ def plan_for(matrix: Matrix, n: int = 1) -> Plan:
     Raises
     ------
     TypeError
-        If n is no integer.
+        If n is no integer, or the matrix is not multiplied in that dtype.
     ValueError
         If n is negative, or GSPATTERN_BACKEND or GSPATTERN_NUM_THREADS hold nonsense.
     """
     n = _whole("n", n)
     if n < 0:
         raise ValueError(f"n must not be negative, got {n}")
-    if 1 < n < _MANY_COLUMNS:
-        few = plan_for(matrix)
+    usual = _usual_operand(matrix)
+    dtype = usual if x is None else np.dtype(x)
+    if dtype not in (usual, _dtype_of(matrix)) and not dtype == matrix.dtype == _BFLOAT16:
+        raise TypeError(f"a matrix of {matrix.dtype} is not multiplied with x in {dtype}")
+    if dtype in _NARROW_NUMBERS:
+        n = 1
+    elif 1 < n < _MANY_COLUMNS:
+        few = plan_for(matrix, 1, dtype)
         if few.strided and n <= few.most:
             return few
         n = _MANY_COLUMNS
     # Plans for columns are made for tiles of 16, 32, 48 or 64 of them, and serve any number.
-    key = _chosen.get() if n == 1 else (_chosen.get(), max(1, min(-(-n // 16), 4)))
+    key: Any = _chosen.get() if n == 1 else (_chosen.get(), max(1, min(-(-n // 16), 4)))
+    if dtype != usual:
+        key = (key, dtype)
     plan: Plan | None = matrix._plans.get(key)
     if plan is None:
         _read_threads()
-        plan = _core.plan(matrix.core(), backend(), min(n, 2**31))
+        number = _NARROW_NUMBERS.get(dtype, -1)
+        plan = _core.plan(matrix.core(), backend(), min(n, 2**31), number)
         matrix._plans[key] = plan
     return plan
 
 
-def plan_for_samples(matrix: Matrix, samples: int) -> Plan:
+def plan_for_samples(matrix: Matrix, samples: int, x: npt.DTypeLike | None = None) -> Plan:
     """Give the plan for so many samples that lie one after the other, as `linear` takes them.
 
     Scalar kernels go through such samples one by one.
     """
     if matrix.dtype == _FLOAT64 or backend() == "scalar":
-        return plan_for(matrix)
+        return plan_for(matrix, 1, x)
     if samples < _MANY_COLUMNS:
-        few = plan_for(matrix)
+        few = plan_for(matrix, 1, x)
         if samples <= few.most:
             return few
-    return plan_for(matrix, max(samples, _MANY_COLUMNS))
+    return plan_for(matrix, max(samples, _MANY_COLUMNS), x)
 
 
 def _operand(x: npt.ArrayLike, dtype: np.dtype[Any], name: str) -> Array:
@@ -295,11 +320,16 @@ def _operand(x: npt.ArrayLike, dtype: np.dtype[Any], name: str) -> Array:
     return array if array.flags.aligned else array.copy()
 
 
-_FLOAT64, _FLOAT32 = np.dtype(np.float64), np.dtype(np.float32)
-
-
-def _dtype_of(matrix: Matrix) -> np.dtype[Any]:
+def _dtype_of(matrix: Matrix, x: object = None) -> np.dtype[Any]:
+    """That of x and y."""
+    if matrix.dtype == _BFLOAT16 and getattr(x, "dtype", None) == _BFLOAT16:
+        return _BFLOAT16
     return _FLOAT64 if matrix.dtype == _FLOAT64 else _FLOAT32
+
+
+def _bits(array: Array | None, dtype: np.dtype[Any]) -> Any:
+    """What the core takes: uint16 for bfloat16, which NumPy does not have."""
+    return array.view(np.uint16) if array is not None and dtype == _BFLOAT16 else array
 
 
 def multiply(matrix: Matrix, x: npt.ArrayLike) -> Array:
@@ -310,8 +340,8 @@ def multiply(matrix: Matrix, x: npt.ArrayLike) -> Array:
     matrix : Matrix
         [M, K].
     x : array_like
-        [K] or [K, N]; float64 for a float64 matrix, float32 for all others. An x that is neither C- nor
-        Fortran-contiguous is copied once.
+        [K] or [K, N]; float64 for a float64 matrix, float32 or bfloat16 (that of ml_dtypes) for a bfloat16
+        one, float32 for all others. An x that is neither C- nor Fortran-contiguous is copied once.
 
     Returns
     -------
@@ -329,21 +359,35 @@ def multiply(matrix: Matrix, x: npt.ArrayLike) -> Array:
     -----
     Kernels pad rows with zeros, and 0 times an infinite or NaN entry of x is NaN: rows that do not use the
     entry may get one in its column, as they do in a dense product. The scalar backend never pads.
+
+    Sums are float32 (float64), whatever the type of the values; y in bfloat16 is rounded once, at the end.
+
+    An int8 matrix rounds x too, each column to 8 bits of its own range (scale and zero point, as dynamic
+    quantization does elsewhere), and adds whole numbers exactly. ``matrix.astype("float32")`` multiplies the
+    same weights with an unrounded x.
     """
     plan: Plan | None = matrix._plans.get(_chosen.get())
     if plan is not None:
         done = plan.try_multiply(x)  # the way of most calls, kept short
         if done is not None:
             return done
-    array = _operand(x, _dtype_of(matrix), "x")
+    dtype = _dtype_of(matrix, x)
+    array = _operand(x, dtype, "x")
     if array.ndim not in (1, 2) or array.shape[0] != matrix.shape[1]:
         raise ValueError(
             f"x must have shape [{matrix.shape[1]}] or [{matrix.shape[1]}, N] for a matrix of shape "
             f"{list(matrix.shape)}, got {list(array.shape)}"
         )
+    y: Array
+    if dtype == _BFLOAT16 or matrix.dtype == _INT8:
+        plan = plan_for(matrix, 1, dtype if dtype == _BFLOAT16 else None)
+        if array.ndim == 1 or (array.flags.c_contiguous and plan.strided):
+            y = plan.multiply(_bits(np.ascontiguousarray(array), dtype))
+        else:
+            y = plan.linear(_bits(np.ascontiguousarray(array.T), dtype), None, 0, None, None).T
+        return y.view(dtype)
     if array.ndim == 1:
         return plan_for(matrix).multiply(np.ascontiguousarray(array))
-    y: Array
     if array.flags.f_contiguous:
         y = plan_for_samples(matrix, array.shape[1]).linear(array.T, None, 0, None, None).T
     else:
@@ -369,6 +413,23 @@ def _activation_number(activation: Activation) -> int | tuple[int, float, float]
     )
 
 
+def _linear_bfloat16(
+    plan: Plan,
+    x: Array,
+    bias: Array | None,
+    number: int | tuple[int, float, float],
+    residual: Array | None,
+    out: Array | None,
+) -> Array:
+    if out is not None and getattr(out, "dtype", None) != _BFLOAT16:
+        raise TypeError(f"out must have dtype bfloat16, got {getattr(out, 'dtype', type(out))}")
+    if out is not None and not out.flags.c_contiguous:
+        raise ValueError("out must be C-contiguous")
+    x, bias, residual, room = (_bits(array, _BFLOAT16) for array in (x, bias, residual, out))
+    y = plan.linear(x, bias, number, residual, room)
+    return y.view(_BFLOAT16) if out is None else out
+
+
 def linear(
     matrix: Matrix,
     x: npt.ArrayLike,
@@ -384,8 +445,8 @@ def linear(
     matrix : Matrix
         [M, K].
     x : array_like
-        [..., K]; float64 for a float64 matrix, float32 for all others, as are bias, residual and out. What is
-        not C-contiguous is copied once.
+        [..., K]; float64 for a float64 matrix, float32 or bfloat16 (that of ml_dtypes) for a bfloat16 one,
+        float32 for all others; bias, residual and out have the same. What is not C-contiguous is copied once.
     bias : array_like, optional
         [M].
     activation : str or tuple, optional
@@ -409,7 +470,8 @@ def linear(
 
     Notes
     -----
-    An infinite or NaN entry of x may make NaN of outputs of its own sample that do not use it: see `multiply`.
+    See `multiply` for what int8 and bfloat16 matrices round. An infinite or NaN entry of x may make NaN of outputs
+    of its own sample that do not use it, and makes NaN of all of them in a product with an int8 matrix.
     """
     number = _activation_number(activation)
     plan: Plan | None = matrix._plans.get(_chosen.get())
@@ -417,7 +479,7 @@ def linear(
         done = plan.try_linear(x, bias, number, residual, out)  # the way of most calls, kept short
         if done is not None:
             return done
-    dtype = _dtype_of(matrix)
+    dtype = _dtype_of(matrix, x)
     array = _as_array(x, "x")
     if array.ndim == 0 or array.shape[-1] != matrix.shape[1]:
         raise ValueError(
@@ -429,5 +491,7 @@ def linear(
         bias = np.ascontiguousarray(_operand(bias, dtype, "bias"))
     if residual is not None:
         residual = np.ascontiguousarray(_operand(residual, dtype, "residual"))
+    if dtype == _BFLOAT16:
+        return _linear_bfloat16(plan_for(matrix, 1, dtype), array, bias, number, residual, out)
     plan = plan_for_samples(matrix, math.prod(array.shape[:-1]))
     return plan.linear(array, bias, number, residual, out)

@@ -158,3 +158,27 @@ def _nm(pattern, shape, density, rng, row_order):
                 unit += 1
         indptr.append(unit)
     return entries, unit, indptr, (), np.uint8
+
+
+def rounded(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """x [K, ...] as an int8 matrix multiplies it: whole numbers q - zero, and the scale of each sample.
+
+    In float32, as gspattern.h defines it."""
+    one = np.float32(1)
+    low = np.minimum(x.min(axis=0, initial=0), np.float32(0))
+    high = np.maximum(x.max(axis=0, initial=0), np.float32(0))
+    scale = np.maximum(high / np.float32(255) - low / np.float32(255), np.float32(2.0**-126))
+    zero = np.rint(-low * (one / scale))
+    q = np.clip(np.rint(x * (one / scale)) + zero, 0, 255)
+    return (q - zero).astype(np.int64), scale
+
+
+def exact_int8(sample: Sample, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """W x of an int8 sample and how far from it y may be: the sum of whole numbers is exact, and float32 rounds it
+    and two products with scales."""
+    steps, scale = rounded(x)
+    weights = np.rint(sample.dense / sample.scales[:, None].astype(np.float64)).astype(np.int64)
+    sums = (weights @ steps).astype(np.float64)
+    scales = sample.scales.astype(np.float64).reshape(-1, *(1,) * (x.ndim - 1))
+    exact = sums * scale.astype(np.float64) * scales
+    return exact, 2 * np.finfo(np.float32).eps * np.abs(exact)

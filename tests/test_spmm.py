@@ -74,8 +74,10 @@ def test_other_dtypes(dtype, backend):
     x = normal(101, 33).astype(np.float64 if dtype == "float64" else np.float32)
     exact, bound = bound_of(sample, x)
     with gs.use_backend(backend):
-        assert (np.abs(plans.multiply(sample, x) - exact) <= bound).all()
-        y = plans.linear(sample, np.ascontiguousarray(x.T))
+        y = plans.plan_for(sample, 33, x.dtype).multiply(x)
+        assert (np.abs(y - exact) <= bound).all()
+        plan = plans.plan_for_samples(sample, 33, x.dtype)
+        y = plan.linear(np.ascontiguousarray(x.T), None, 0, None, None)
         assert (np.abs(y.T - exact) <= bound).all()
 
 
@@ -175,7 +177,9 @@ def test_epilogue_of_many_samples(activation, backend):
     sample = sample_matrix(GS(8, 8), (21, 40), dtype="int8")
     x, bias, residual = normal(35, 40), normal(21), normal(5, 7, 21)
     with gs.use_backend(backend):
-        y = plans.linear(sample, x.reshape(5, 7, 40), bias, activation, residual)
+        plan = plans.plan_for_samples(sample, 35, x.dtype)  # which does not round x
+        number = plans._activation_number(activation)
+        y = plan.linear(x.reshape(5, 7, 40), bias, number, residual, None)
     exact, bound = bound_of(sample, x.T)
     exact = exact.T.reshape(5, 7, 21) + bias + residual
     eps = np.finfo(np.float32).eps

@@ -1,11 +1,12 @@
 /* What this CPU and this build can run. Compiled with the flags of the baseline: nothing here may use what
  * it asks about. */
-#include "../gsp_internal.h"
+#include "gsp_kernels.h"
 
 const char *gsp_backend_name(gsp_backend backend) {
     switch (backend) {
     case GSP_SCALAR: return "scalar";
     case GSP_AVX2: return "avx2";
+    case GSP_AVX512_BASE: return "avx512_base";
     case GSP_AVX512: return "avx512";
     case GSP_NEON: return "neon";
     }
@@ -22,6 +23,7 @@ static bool can_run(gsp_backend backend) {
         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #endif
 #ifdef GSP_HAVE_AVX512
+    case GSP_AVX512_BASE:
     case GSP_AVX512:
         __builtin_cpu_init();
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -40,4 +42,15 @@ int gsp_backends(gsp_backend backends[GSP_BACKENDS]) {
     for (int backend = GSP_BACKENDS - 1; backend >= 0; backend--)
         if (can_run((gsp_backend)backend)) backends[count++] = (gsp_backend)backend;
     return count;
+}
+
+uint32_t gspi_features(void) {
+    uint32_t features = 0;
+#ifdef GSP_HAVE_AVX512
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512vbmi")) features |= GSPI_VBMI;
+    if (__builtin_cpu_supports("avx512vnni")) features |= GSPI_VNNI;
+    if (__builtin_cpu_supports("avx512bf16")) features |= GSPI_BF16;
+#endif
+    return features;
 }

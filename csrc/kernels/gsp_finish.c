@@ -42,6 +42,11 @@
 FINISH(f64, double, exp, tanh, erf)
 FINISH(f32, float, expf, tanhf, erff)
 
+void gspi_f32_finish__scalar(float *y, int64_t count, const float *scales, const float *bias,
+                             int64_t step, const float *residual, const gsp_epilogue *epilogue) {
+    finish_f32(y, count, scales, bias, step, residual, epilogue);
+}
+
 void gspi_finish(const gsp_plan *plan, void *y, int64_t count, int64_t row, int64_t step,
                  const void *residual, const gsp_epilogue *epilogue) {
     const float *scales = plan->matrix.scales;

@@ -13,9 +13,26 @@ typedef enum gspi_form {
     GSPI_TABLES, /* register tables: quads of four strips of rows, or of four steps of one strip */
     GSPI_WIDE, /* blocks cut into runs of `lanes` columns of one row */
     GSPI_TALL, /* blocks cut into runs of `lanes` rows of one column */
+    /* Narrow: 8 or 16 bits of value, or of x. Their kernels take any number of samples and do all of the epilogue. */
+    GSPI_ROWS, /* rows one by one, as floats with 32-bit columns */
+    GSPI_FLOATS, /* strips of rows; tables of floats, a slot of each row in a step */
+    GSPI_PAIRS, /* the same with tables of bfloat16, and two slots of a row side by side */
+    GSPI_BYTES, /* the same with tables of 8 bits, and four slots */
 } gspi_form;
 
 typedef enum gspi_op { GSPI_SPMV, GSPI_SPMM } gspi_op;
+
+/* What a kernel wants on top of its backend; bits. */
+#define GSPI_VBMI 1u
+#define GSPI_VNNI 2u
+#define GSPI_BF16 4u
+/* Those that this CPU has. */
+uint32_t gspi_features(void);
+
+/* How a sample of x was rounded to 8 bits: q = clamp(rint(x * inverse) + zero, 0, 255). */
+typedef struct gspi_quantum {
+    float scale, inverse, zero;
+} gspi_quantum;
 
 /* One product: x[col * x_col + sample * x_sample], y[row * y_row + sample * y_sample]. For SpMV, x_col = 1 in all forms
  * but GSPI_STORED. For SpMM, one of x_col and x_sample is 1, and one of y_row and y_sample. */
@@ -30,6 +47,7 @@ typedef struct gspi_product {
      * the wanted columns of all rows of all images. */
     const gsp_convolution *convolution;
     int64_t first;
+    const gspi_quantum *quanta; /* of each sample, for GSP_INT8; else NULL */
 } gspi_product;
 
 /* Does the units [first, last) of the plan's work. */
@@ -47,6 +65,8 @@ typedef struct gspi_entry {
     int lanes; /* rows of a strip */
     int width; /* entries of a register table; GSPI_STRIPS, GSPI_STACKS: KiB of the tile of x */
     float cost; /* of 64 slots; measured, only ratios within one backend count */
+    uint32_t operands; /* bit set of gsp_dtype: what gsp_plan_create_for was asked for */
+    uint32_t needs; /* features */
 } gspi_entry;
 
 /* The list, best first, ends in a row without a name. */
@@ -72,6 +92,7 @@ typedef struct gspi_four {
 struct gsp_plan {
     gsp_context *context;
     const gspi_entry *entry;
+    gsp_dtype operand; /* what gsp_plan_create_for was asked for */
     /* Shape, pattern and dtype. Its arrays are the plan's own, NULL where the form has no use for them. */
     gsp_matrix matrix;
     /* What threads share: groups, rows, strips, fours of strips, or rows of blocks. */
@@ -97,6 +118,14 @@ struct gsp_plan {
     int64_t x_size, bank_stride;
     bool align_x; /* tables are loaded faster if x is aligned to 64 bytes */
 
+    /* Narrow forms. GSPI_ROWS: unit is a row, item an element; packed holds floats, tables columns. The others: unit is
+     * some strips of `lanes` rows, item a step: `slots` elements of each row, from one table, which begins at
+     * tables[item]. First their positions, a byte each: strip after strip, [row][slot], but that with fewer than four
+     * slots, the positions of 4 / slots strips are the bytes of words; then values as in the matrix,
+     * [strip][row][slot]. */
+    float *scales; /* place -> scale of the row, if the operand is GSP_INT8 */
+    int32_t *weights; /* place -> sum of the row's values, GSPI_BYTES */
+
     /* GSPI_STRIPS, GSPI_STACKS: units of GSPI_UNIT_ROWS rows, and `blocks` blocks of block_cols columns, of which a
      * kernel copies up to x_stride bytes each to a tile. That block of the unit has the strips
      * [start[unit * blocks + block], start[unit * blocks + block + 1]). Step s multiplies the floats
@@ -111,10 +140,11 @@ struct gsp_plan {
 #define GSPI_TILE_VECTORS 2 /* of 64 bytes: 32 samples, and x_stride is 64 or 128 */
 #define GSPI_MOST_BLOCK_COLS 256 /* so that positions are bytes */
 
-/* gsp_plan_create with the kernels [first, end) of the list alone, as tests want it. Of those that take the matrix, the
- * cheapest of the best backend is used; GSP_ERROR_DTYPE if there is none. */
+/* gsp_plan_create_for with the kernels [first, end) of the list and these features alone, as tests want it. Of those
+ * that take the matrix, the cheapest of the best backend is used; GSP_ERROR_DTYPE if there is none. */
 gsp_status gspi_plan_create(gsp_context *context, const gsp_matrix *matrix, const gspi_entry *first,
-                            const gspi_entry *end, int64_t n, gsp_plan **plan);
+                            const gspi_entry *end, uint32_t features, int64_t n, gsp_dtype x,
+                            gsp_plan **plan);
 /* The second half for SpMM: lays the matrix out for the cheapest kernel and n columns. */
 gsp_status gspi_plan_strips(gsp_plan *plan, const gsp_matrix *matrix, const gspi_entry *first,
                             const gspi_entry *end, int64_t n);
@@ -129,6 +159,17 @@ static inline int64_t gspi_parts(const gsp_pattern *pattern, gspi_form form, int
     return form == GSPI_WIDE ? pattern->block_rows : gspi_ceil_div(pattern->block_rows, lanes);
 }
 
+/* GSPI_FLOATS, GSPI_PAIRS, GSPI_BYTES: slots of a row in a step, strips of a unit, bytes of an item. */
+static inline int64_t gspi_slots(gspi_form form) {
+    return form == GSPI_BYTES ? 4 : form == GSPI_PAIRS ? 2 : 1;
+}
+static inline int64_t gspi_strips_of(gspi_form form) { return form == GSPI_FLOATS ? 4 : 2; }
+static inline size_t gspi_item_bytes(const gsp_plan *plan) {
+    const gspi_form form = plan->entry->form;
+    return (size_t)(gspi_strips_of(form) * gspi_slots(form) * plan->entry->lanes) *
+           (1 + gsp_dtype_size(plan->matrix.dtype));
+}
+
 /* Samples that a SpMV kernel may be given at once, so that weights are read once for all of them. */
 #define GSPI_MAX_SAMPLES 5
 /* Floats of a copy of x, which is on the stack. */
@@ -140,6 +181,8 @@ static inline int64_t gspi_parts(const gsp_pattern *pattern, gspi_form form, int
  * all of that row (step 0), or of neighbouring rows (step 1). residual may be NULL. */
 void gspi_finish(const gsp_plan *plan, void *y, int64_t count, int64_t row, int64_t step,
                  const void *residual, const gsp_epilogue *epilogue);
+void gspi_f32_finish__scalar(float *y, int64_t count, const float *scales, const float *bias,
+                             int64_t step, const float *residual, const gsp_epilogue *epilogue);
 void gspi_f32_finish__avx512(float *y, int64_t count, const float *scales, const float *bias,
                              int64_t step, const float *residual, const gsp_epilogue *epilogue);
 void gspi_f32_finish__avx2(float *y, int64_t count, const float *scales, const float *bias,
@@ -164,7 +207,9 @@ void gspi_multiply_part(const gsp_plan *plan, const void *x, int64_t samples,
 gsp_status gspi_check_epilogue(const gsp_epilogue *epilogue);
 
 #define GSP_KERNEL(function, ...) gspi_kernel function;
+#define GSP_NARROW(function, ...) gspi_kernel function;
 #include "kernels.inc"
 #undef GSP_KERNEL
+#undef GSP_NARROW
 
 #endif

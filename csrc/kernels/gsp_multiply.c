@@ -3,7 +3,7 @@
  * how many there are. */
 #include <string.h>
 
-#include "gsp_kernels.h"
+#include "gsp_narrow.h"
 
 /* Slots times samples from which threads that are awake are worth it, some fifteen microseconds of one thread, by
  * vectors or one by one; and how many times as much it must be to wake a thread for it, which takes five to ten, and
@@ -134,9 +134,61 @@ static __attribute__((noinline)) void run_copied(const task *t, gspi_product pro
     run_kernel(t, &product, threads);
 }
 
+/* Narrow forms: x is turned into what the kernel takes, for as many samples as the stack holds. */
+#define NARROW_SAMPLES 40
+#define NARROW_COPY (GSPI_MAX_COPY * (int64_t)sizeof(float) + 256)
+
+static bool is_narrow(const gsp_plan *plan) {
+    return plan->operand == GSP_BFLOAT16 || plan->operand == GSP_INT8;
+}
+
+static int64_t narrow_group_size(const task *t) {
+    return gspi_max(1, gspi_min(NARROW_SAMPLES, NARROW_COPY / gspi_narrow_stride(t->plan)));
+}
+
+static __attribute__((noinline)) void run_narrow_copied(const task *t, gspi_product product,
+                                                        bool threads) {
+    _Alignas(64) char copy[NARROW_COPY];
+    float room[GSPI_MAX_COPY];
+    gspi_quantum quanta[NARROW_SAMPLES];
+    const gsp_plan *plan = t->plan;
+    const int64_t stride = gspi_narrow_stride(plan);
+    for (int64_t sample = 0; sample < product.samples; sample++)
+        quanta[sample] = gspi_narrow_copy(
+            plan, (const char *)product.x + sample * product.x_sample * (int64_t)t->size,
+            product.x_col, copy + sample * stride, room);
+    product.x = copy;
+    product.x_col = 1;
+    product.x_sample = stride / gspi_narrow_size(plan);
+    product.quanta = quanta;
+    run_kernel(t, &product, threads);
+}
+
+static void multiply_narrow(const task *t, gspi_product product, const void *residual,
+                            bool threads) {
+    const gsp_plan *plan = t->plan;
+    gspi_quantum quanta[NARROW_SAMPLES];
+    gsp_epilogue epilogue = t->epilogue;
+    epilogue.residual = residual;
+    product.epilogue = &epilogue;
+    product.quanta = quanta;
+    const uintptr_t apart = product.samples > 1 ? (uintptr_t)product.x_sample : 0;
+    const bool aligned = ((uintptr_t)product.x | apart * t->size) % 64 == 0;
+    if (gspi_narrow_copies(plan, product.x_col) ||
+        (plan->align_x && !aligned && gspi_narrow_stride(plan) <= NARROW_COPY)) {
+        run_narrow_copied(t, product, threads);
+        return;
+    }
+    for (int64_t sample = 0; plan->operand == GSP_INT8 && sample < product.samples; sample++)
+        quanta[sample] = gspi_measure__scalar((const float *)product.x + sample * product.x_sample,
+                                              product.x_col, plan->matrix.cols);
+    run_kernel(t, &product, threads);
+}
+
 /* Samples of a group: as many as the kernel wants and the copy holds. Which samples are grouped depends on their
  * number only. */
 static int64_t group_size(const task *t) {
+    if (is_narrow(t->plan)) return narrow_group_size(t);
     if (!should_copy(t)) return GSPI_MAX_SAMPLES;
     return gspi_max(1, gspi_min(GSPI_MAX_SAMPLES, (GSPI_MAX_COPY + 32) / copy_stride(t->plan)));
 }
@@ -154,6 +206,10 @@ static void multiply_group(const task *t, int64_t group, bool threads) {
                                   .x_sample = s->x_sample,
                                   .y_row = s->y_row,
                                   .y_sample = s->y_sample};
+    if (is_narrow(t->plan)) {
+        multiply_narrow(t, product, residual_at(t, 0, first), threads);
+        return;
+    }
     if (should_copy(t)) run_copied(t, product, threads);
     else run_kernel(t, &product, threads);
     if (s->y_row == 1)
@@ -271,7 +327,9 @@ gsp_status gsp_multiply(const gsp_plan *plan, const void *x, int64_t samples,
               .part = -1,
               .strides =
                   columns ? (gsp_strides){samples, 1, samples, 1} : (gsp_strides){1, cols, 1, rows},
-              .size = plan->matrix.dtype == GSP_FLOAT64 ? sizeof(double) : sizeof(float)};
+              .size = plan->operand == GSP_FLOAT64    ? sizeof(double)
+                      : plan->operand == GSP_BFLOAT16 ? sizeof(uint16_t)
+                                                      : sizeof(float)};
     if (strides != NULL) t.strides = *strides;
     if (epilogue != NULL) t.epilogue = *epilogue;
     GSP_CHECK(samples >= 0, GSP_ERROR_SHAPE);
@@ -280,6 +338,9 @@ gsp_status gsp_multiply(const gsp_plan *plan, const void *x, int64_t samples,
     if (columns)
         GSP_CHECK((t.strides.x_col == 1 || t.strides.x_sample == 1) &&
                       (t.strides.y_row == 1 || t.strides.y_sample == 1),
+                  GSP_ERROR_SHAPE);
+    else if (is_narrow(plan))
+        GSP_CHECK(t.strides.x_col == 1 || plan->entry->form == GSPI_ROWS || cols <= GSPI_MAX_COPY,
                   GSP_ERROR_SHAPE);
     else GSP_CHECK(!must_copy(&t) || cols <= GSPI_MAX_COPY, GSP_ERROR_SHAPE);
 

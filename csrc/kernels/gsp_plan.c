@@ -12,8 +12,8 @@ void *gspi_plan_alloc(gsp_plan *plan, uint64_t count, size_t size) {
 }
 
 bool gspi_takes(const gspi_entry *entry, const gsp_matrix *matrix, gspi_op op) {
-    if (entry->op != op || !(entry->dtypes >> matrix->dtype & 1) ||
-        !(entry->kinds >> matrix->pattern.kind & 1))
+    if (entry->op != op || !(entry->operands >> GSP_FLOAT32 & 1) ||
+        !(entry->dtypes >> matrix->dtype & 1) || !(entry->kinds >> matrix->pattern.kind & 1))
         return false;
     /* Gathers and scatters take signed 32-bit indices, and a window must not reach beyond. */
     return entry->form == GSPI_STORED ||
@@ -44,7 +44,7 @@ static gsp_status copy_stored(gsp_plan *plan, const gsp_matrix *matrix) {
 }
 
 static gsp_status make(gsp_plan *plan, const gsp_matrix *matrix, const gspi_entry *first,
-                       const gspi_entry *end, int64_t n) {
+                       const gspi_entry *end, uint32_t features, int64_t n) {
     /* A few columns are brought into order first; that copy has its limit. */
     const bool few = n == 1 || (n < GSPI_MANY_COLUMNS && matrix->cols <= GSPI_MAX_COPY);
     const gspi_op op = few ? GSPI_SPMV : GSPI_SPMM;
@@ -52,6 +52,8 @@ static gsp_status make(gsp_plan *plan, const gsp_matrix *matrix, const gspi_entr
     plan->matrix.values = plan->matrix.indices = NULL;
     plan->matrix.indptr = plan->matrix.row_order = NULL;
     plan->matrix.scales = NULL;
+    if (plan->operand == GSP_BFLOAT16 || plan->operand == GSP_INT8)
+        return gspi_plan_narrow(plan, matrix, first, end, features);
     GSP_TRY(own(plan, matrix->scales, (size_t)matrix->rows * sizeof(float), &plan->matrix.scales));
     while (first < end && !gspi_takes(first, matrix, op)) first++;
     GSP_CHECK(first < end, GSP_ERROR_DTYPE);
@@ -63,22 +65,36 @@ static gsp_status make(gsp_plan *plan, const gsp_matrix *matrix, const gspi_entr
                            : gspi_plan_rows(plan, matrix, first, last);
 }
 
+static gsp_dtype wide_of(const gsp_matrix *matrix) {
+    return matrix->dtype == GSP_FLOAT64 ? GSP_FLOAT64 : GSP_FLOAT32;
+}
+
 gsp_status gsp_plan_create(gsp_context *context, const gsp_matrix *matrix, gsp_backend backend,
                            int64_t n, gsp_plan **plan) {
+    return gsp_plan_create_for(context, matrix, backend, n, wide_of(matrix), plan);
+}
+
+gsp_status gsp_plan_create_for(gsp_context *context, const gsp_matrix *matrix, gsp_backend backend,
+                               int64_t n, gsp_dtype x, gsp_plan **plan) {
     gsp_backend backends[GSP_BACKENDS];
     bool runs = false;
     for (int i = gsp_backends(backends); i > 0; i--) runs = runs || backends[i - 1] == backend;
     GSP_CHECK(runs, GSP_ERROR_BACKEND);
+    /* The kernels of AVX-512 say what else they need. */
+    const uint32_t features = backend == GSP_AVX512_BASE ? 0 : gspi_features();
     const gspi_entry *first = gspi_kernels;
-    while (first->backend > backend) first++;
+    while (first->backend > (backend == GSP_AVX512_BASE ? GSP_AVX512 : backend)) first++;
     const gspi_entry *end = first;
     while (end->name != NULL) end++;
-    return gspi_plan_create(context, matrix, first, end, n, plan);
+    return gspi_plan_create(context, matrix, first, end, features, n, x, plan);
 }
 
 gsp_status gspi_plan_create(gsp_context *context, const gsp_matrix *matrix, const gspi_entry *first,
-                            const gspi_entry *end, int64_t n, gsp_plan **plan) {
+                            const gspi_entry *end, uint32_t features, int64_t n, gsp_dtype x,
+                            gsp_plan **plan) {
     GSP_CHECK(n >= 0, GSP_ERROR_SHAPE);
+    GSP_CHECK(x == wide_of(matrix) || (x == matrix->dtype && (x == GSP_BFLOAT16 || x == GSP_INT8)),
+              GSP_ERROR_DTYPE);
     gsp_lengths lengths;
     GSP_TRY(gsp_sizes(matrix, &lengths));
     GSP_TRY(gspi_validate(context, matrix, &lengths, NULL, false));
@@ -86,7 +102,8 @@ gsp_status gspi_plan_create(gsp_context *context, const gsp_matrix *matrix, cons
     GSP_CHECK(made != NULL, GSP_ERROR_MEMORY);
     made->context = context;
     made->bytes = sizeof *made;
-    const gsp_status status = make(made, matrix, first, end, n);
+    made->operand = x;
+    const gsp_status status = make(made, matrix, first, end, features, n);
     if (status == GSP_OK) *plan = made;
     else gsp_plan_destroy(made);
     return status;
@@ -99,7 +116,8 @@ void gsp_plan_destroy(gsp_plan *plan) {
     const void *const owned[] = {plan->matrix.values, plan->matrix.indices,   plan->matrix.indptr,
                                  plan->matrix.scales, plan->matrix.row_order, plan->start,
                                  plan->packed,        plan->tables,           plan->row_map,
-                                 plan->strips,        plan->positions,        plan->fours};
+                                 plan->strips,        plan->positions,        plan->fours,
+                                 plan->scales,        plan->weights};
     for (size_t i = 0; i < sizeof owned / sizeof owned[0]; i++)
         gspi_free(context, (void *)(uintptr_t)owned[i]);
     gspi_free(context, plan);
@@ -111,8 +129,10 @@ gsp_plan_info gsp_plan_describe(const gsp_plan *plan) {
         .backend = plan->entry->backend,
         .columns = plan->entry->op == GSPI_SPMM,
         .strided = plan->entry->op == GSPI_SPMM || plan->entry->form == GSPI_STORED ||
-                   plan->matrix.cols <= GSPI_MAX_COPY,
-        .most = plan->entry->op == GSPI_SPMM ? 0 : GSPI_MANY_COLUMNS - 1,
+                   plan->entry->form == GSPI_ROWS || plan->matrix.cols <= GSPI_MAX_COPY,
+        .most = plan->entry->op == GSPI_SPMM     ? 0
+                : plan->entry->form >= GSPI_ROWS ? (int64_t)1 << 30
+                                                 : GSPI_MANY_COLUMNS - 1,
         .bytes = plan->bytes,
         .entries = plan->entries,
         .slots = plan->slots,

@@ -39,7 +39,13 @@ void *gspi_plan_alloc(gsp_plan *plan, uint64_t count, size_t size);
 /* Lays the matrix out for the cheapest kernel of [first, end): register tables, gathers, or runs of blocks. */
 gsp_status gspi_plan_rows(gsp_plan *plan, const gsp_matrix *matrix, const gspi_entry *first,
                           const gspi_entry *end);
-/* Whether a kernel of the list takes the matrix. */
+/* The same for x in 8 or 16 bits, as gsp_plan_create_for takes it. */
+gsp_status gspi_plan_narrow(gsp_plan *plan, const gsp_matrix *matrix, const gspi_entry *first,
+                            const gspi_entry *end, uint32_t features);
+/* Places of one bank in x as the kernel sees it: interleaved banks are brought together if rows are balanced over
+ * them. 0 leaves x as it is. */
+int64_t gspi_bank_stride(const gsp_matrix *matrix);
+/* Whether a kernel of the list takes the matrix, and x in floats. */
 bool gspi_takes(const gspi_entry *entry, const gsp_matrix *matrix, gspi_op op);
 
 /* Blocks: slots that an entry would multiply, and the packing. */

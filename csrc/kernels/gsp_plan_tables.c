@@ -40,8 +40,10 @@
     _Static_assert(GSPI_##form != GSPI_TABLES ||                                                   \
                        ((width) <= MAX_WIDTH && ((lanes) == 4 || (lanes) == 8 || (lanes) == 16)),  \
                    #function);
+#define GSP_NARROW(...)
 #include "kernels.inc"
 #undef GSP_KERNEL
+#undef GSP_NARROW
 
 typedef struct {
     int64_t width, grain; /* powers of two */
@@ -531,9 +533,7 @@ static gsp_status pack_gather(gsp_plan *plan, const gspi_rows *list, const uint3
 
 /* ------------------------------------------------------------------- plan */
 
-/* Places of one bank in x as the kernel sees it: interleaved banks are brought together if rows are balanced over
- * them. 0 leaves x as it is. */
-static int64_t bank_stride_of(const gsp_matrix *matrix) {
+int64_t gspi_bank_stride(const gsp_matrix *matrix) {
     const gsp_pattern *pattern = &matrix->pattern;
     if (pattern->kind != GSP_GS || pattern->layout != GSP_INTERLEAVED || pattern->banks == 1 ||
         pattern->banks != pattern->per_row)
@@ -549,7 +549,7 @@ gsp_status gspi_plan_rows(gsp_plan *plan, const gsp_matrix *matrix, const gspi_e
     uint32_t *counts = gspi_alloc(context, (size_t)matrix->rows, sizeof *counts);
     uint32_t *order = gspi_alloc(context, (size_t)matrix->rows, sizeof *order);
     gsp_status status = counts != NULL && order != NULL ? GSP_OK : GSP_ERROR_MEMORY;
-    plan->bank_stride = bank_stride_of(matrix);
+    plan->bank_stride = gspi_bank_stride(matrix);
     plan->x_size = plan->bank_stride > 0 ? plan->bank_stride * matrix->pattern.banks : matrix->cols;
     if (status == GSP_OK) {
         gspi_count_rows(matrix, counts);

@@ -33,6 +33,7 @@ static gspi_probe_loop *loop_of(gsp_backend backend) {
     case GSP_AVX2: return gspi_probe__avx2;
 #endif
 #ifdef GSP_HAVE_AVX512
+    case GSP_AVX512_BASE:
     case GSP_AVX512: return gspi_probe__avx512;
 #endif
 #ifdef GSP_HAVE_NEON
@@ -47,6 +48,7 @@ int gspi_probe_lanes(gsp_backend backend) {
     case GSP_SCALAR: return 1;
     case GSP_NEON: return 4;
     case GSP_AVX2: return 8;
+    case GSP_AVX512_BASE:
     case GSP_AVX512: return 16;
     }
     return 1;

@@ -96,6 +96,7 @@ static gsp_status check_weights(shape *s) {
             GSP_CHECK(matrix->cols == (j == 0 ? features : s->hidden), GSP_ERROR_SHAPE);
             GSP_CHECK((matrix->dtype == GSP_FLOAT64) == (s->size == sizeof(double)),
                       GSP_ERROR_DTYPE);
+            GSP_CHECK(plans[j]->operand != GSP_BFLOAT16, GSP_ERROR_DTYPE);
             GSP_CHECK(plans[j]->context == first->context, GSP_ERROR_SHAPE);
         }
         s->by_unit = s->by_unit || is_by_unit(&recurrent->weights[i]);

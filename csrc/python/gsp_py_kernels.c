@@ -32,13 +32,17 @@ static PyObject *create(PyObject *module, PyObject *args) {
     gsp_backend backend;
     gsp_matrix matrix;
     gsp_lengths given, right;
-    if (!PyArg_ParseTuple(args, "O!UL:plan", &PyTuple_Type, &core, &name, &n)) return NULL;
+    int operand = -1;
+    if (!PyArg_ParseTuple(args, "O!UL|i:plan", &PyTuple_Type, &core, &name, &n, &operand))
+        return NULL;
     if (backend_of(name, &backend) < 0 || gsp_py_matrix(core, &matrix, &given) < 0) return NULL;
     gsp_status status = gsp_sizes(&matrix, &right);
     /* The rest is validated when the plan is made. */
     if (status == GSP_OK && memcmp(&given, &right, sizeof given) != 0) status = GSP_ERROR_SHAPE;
     if (status != GSP_OK) return gsp_py_raise(module, status, NULL);
 
+    const gsp_dtype wide = matrix.dtype == GSP_FLOAT64 ? GSP_FLOAT64 : GSP_FLOAT32;
+    const gsp_dtype x = operand < 0 ? wide : (gsp_dtype)operand;
     const gsp_py_state *state = gsp_py_state_of(module);
     plan_object *made = PyObject_New(plan_object, (PyTypeObject *)state->plan_type);
     if (made == NULL) return NULL;
@@ -46,9 +50,11 @@ static PyObject *create(PyObject *module, PyObject *args) {
                           .module = Py_NewRef(module),
                           .rows = matrix.rows,
                           .cols = matrix.cols,
-                          .typenum = matrix.dtype == GSP_FLOAT64 ? NPY_FLOAT64 : NPY_FLOAT32};
+                          .typenum = x == GSP_FLOAT64    ? NPY_FLOAT64
+                                     : x == GSP_BFLOAT16 ? NPY_UINT16
+                                                         : NPY_FLOAT32};
     Py_BEGIN_ALLOW_THREADS
-    status = gsp_plan_create(state->context, &matrix, backend, n, &made->plan);
+    status = gsp_plan_create_for(state->context, &matrix, backend, n, x, &made->plan);
     Py_END_ALLOW_THREADS
     if (status != GSP_OK) {
         made->plan = NULL;
@@ -343,6 +349,10 @@ PyMethodDef gsp_py_kernels_methods[] = {
     {"backends", backends, METH_NOARGS,
      "Names of the backends that this CPU and this build run, best first."},
     {"plan", create, METH_VARARGS,
-     "plan(core, backend, n) -> Plan; core is what Matrix.core() gives."},
+     "plan(core, backend, n, x=-1) -> Plan; core is what Matrix.core() gives, x the number of the "
+     "dtype that x is\n"
+     "multiplied in: bfloat16 (passed as uint16) for a bfloat16 matrix, int8 (float32, and "
+     "rounded) for an int8 one,\n"
+     "else float64 or float32."},
     {NULL, NULL, 0, NULL},
 };

@@ -9,7 +9,7 @@ from gspattern import plans, roofline
 from gspattern.bench import linear_peers
 from gspattern.bench.layers import Contender, Doubles, Floats, Layer, Product, facts_of
 from gspattern.bench.shapes import LinearShape
-from gspattern.matrices import Matrix
+from gspattern.matrices import Array, Matrix
 
 __all__ = ["LinearLayer"]
 
@@ -28,7 +28,9 @@ class LinearLayer(Layer[LinearShape]):
 
     def exact(self, which: str, x: Floats, dtype: str) -> tuple[Doubles, Doubles]:
         weights = self.full(which, dtype)[0].astype(np.float64)
-        y, scale = weights @ x.astype(np.float64), np.abs(weights) @ np.abs(x)
+        # Numbers of 8 bits are as far apart for small entries of x as for the largest.
+        size = np.abs(x).max(axis=0, keepdims=True) if self.dtype == "int8" else np.abs(x)
+        y, scale = weights @ x.astype(np.float64), np.abs(weights) @ np.broadcast_to(size, x.shape)
         scale[scale == 0] = 1
         return y, scale
 
@@ -52,6 +54,8 @@ class LinearLayer(Layer[LinearShape]):
 
 
 def _own_products(matrix: Matrix, x: Floats) -> list[tuple[Product, plans.Plan]]:
+    if matrix.dtype == ml_dtypes.bfloat16:
+        return _own_bfloat16(matrix, x.astype(matrix.dtype))
     if x.shape[1] == 1:
         vector = np.ascontiguousarray(x[:, 0])
         product = Product("columns", lambda: matrix @ vector, lambda y: y[:, None])
@@ -65,3 +69,24 @@ def _own_products(matrix: Matrix, x: Floats) -> list[tuple[Product, plans.Plan]]
             plans.plan_for_samples(matrix, len(rows)),
         ),
     ]
+
+
+def _own_bfloat16(matrix: Matrix, x: Array) -> list[tuple[Product, plans.Plan]]:
+    """bfloat16 in, bfloat16 out."""
+    plan = plans.plan_for(matrix, 1, matrix.dtype)
+    if x.shape[1] == 1:
+        vector = np.ascontiguousarray(x[:, 0])
+        return [(Product("columns", lambda: matrix @ vector, _widened_column), plan)]
+    rows = np.ascontiguousarray(x.T)
+    out = np.empty((x.shape[1], matrix.shape[0]), matrix.dtype)
+    return [
+        (Product("columns", lambda: matrix @ x, lambda y: y.astype(np.float32)), plan),
+        (
+            Product("rows", lambda: matrix.linear(rows, out=out), lambda y: y.T.astype(np.float32)),
+            plan,
+        ),
+    ]
+
+
+def _widened_column(y: Array) -> Floats:
+    return y.astype(np.float32)[:, None]

@@ -7,7 +7,7 @@
 #include <math.h>
 
 #include "gsp_sample.h"
-#include "kernels/gsp_kernels.h"
+#include "kernels/gsp_narrow.h"
 
 static bool runs(gsp_backend backend) {
     gsp_backend backends[GSP_BACKENDS];
@@ -16,18 +16,25 @@ static bool runs(gsp_backend backend) {
     return false;
 }
 
-static double get(bool wide, const void *array, int64_t i) {
-    return wide ? ((const double *)array)[i] : (double)((const float *)array)[i];
+static double get(gsp_dtype type, const void *array, int64_t i) {
+    switch (type) {
+    case GSP_FLOAT64: return ((const double *)array)[i];
+    case GSP_BFLOAT16: return (double)gspi_from_bfloat16(((const uint16_t *)array)[i]);
+    default: return (double)((const float *)array)[i];
+    }
 }
-static void set(bool wide, void *array, int64_t i, double value) {
-    if (wide) ((double *)array)[i] = value;
-    else ((float *)array)[i] = (float)value;
+static void set(gsp_dtype type, void *array, int64_t i, double value) {
+    switch (type) {
+    case GSP_FLOAT64: ((double *)array)[i] = value; break;
+    case GSP_BFLOAT16: ((uint16_t *)array)[i] = gspi_to_bfloat16((float)value); break;
+    default: ((float *)array)[i] = (float)value;
+    }
 }
 
 /* Integers in [-8, 8]. */
-static void *take_integers(bool wide, int64_t count, uint64_t *state) {
-    void *made = gsp_test_bytes((size_t)gspi_max(0, count) * (wide ? 8 : 4));
-    for (int64_t i = 0; i < count; i++) set(wide, made, i, (double)gsp_test_below(state, 17) - 8);
+static void *take_integers(gsp_dtype type, int64_t count, uint64_t *state) {
+    void *made = gsp_test_bytes((size_t)gspi_max(0, count) * gsp_dtype_size(type));
+    for (int64_t i = 0; i < count; i++) set(type, made, i, (double)gsp_test_below(state, 17) - 8);
     return made;
 }
 
@@ -58,19 +65,19 @@ static bool is_exact(gsp_activation activation) {
 static bool product_is_right(const gsp_plan *plan, int64_t n, const double *x, const double *exact,
                              bool x_along, bool y_along, int64_t gap, uint64_t *state) {
     const gsp_matrix *matrix = &plan->matrix;
-    const bool wide = matrix->dtype == GSP_FLOAT64;
+    const gsp_dtype type = plan->operand == GSP_INT8 ? GSP_FLOAT32 : plan->operand;
     const int64_t rows = matrix->rows, cols = matrix->cols;
     const int64_t x_line = (x_along ? n : cols) + gap, y_line = (y_along ? n : rows) + gap;
     const int64_t x_count = x_line * (x_along ? cols : n) - gap,
                   y_count = y_line * (y_along ? rows : n) - gap;
     const gsp_strides at = {x_along ? x_line : 1, x_along ? 1 : x_line, y_along ? y_line : 1,
                             y_along ? 1 : y_line};
-    void *given = take_integers(wide, x_count, state), *y = take_integers(wide, y_count, state);
-    void *bias = take_integers(wide, rows, state), *residual = take_integers(wide, y_count, state);
-    for (int64_t i = 0; i < y_count; i++) set(wide, y, i, NAN);
+    void *given = take_integers(type, x_count, state), *y = take_integers(type, y_count, state);
+    void *bias = take_integers(type, rows, state), *residual = take_integers(type, y_count, state);
+    for (int64_t i = 0; i < y_count; i++) set(type, y, i, NAN);
     for (int64_t col = 0; col < cols; col++)
         for (int64_t s = 0; s < n; s++)
-            set(wide, given, col * at.x_col + s * at.x_sample, x[col * n + s]);
+            set(type, given, col * at.x_col + s * at.x_sample, x[col * n + s]);
     const int choice = (int)gsp_test_below(state, 4);
     const gsp_epilogue epilogue = {.bias = choice & 1 ? bias : NULL,
                                    .residual = choice & 2 ? residual : NULL,
@@ -80,21 +87,27 @@ static bool product_is_right(const gsp_plan *plan, int64_t n, const double *x, c
                                    .high = 7};
     EXPECT_INT(gsp_multiply(plan, given, n, &at, y, &epilogue), GSP_OK);
     bool right = true;
-    const double eps = wide ? DBL_EPSILON : (double)FLT_EPSILON;
+    const double eps = type == GSP_FLOAT64 ? DBL_EPSILON : (double)FLT_EPSILON;
     for (int64_t row = 0; row < rows; row++)
         for (int64_t s = 0; s < n; s++) {
             const int64_t place = row * at.y_row + s * at.y_sample;
             double sum = exact[row * n + s];
-            if (choice & 1) sum += get(wide, bias, row);
-            if (choice & 2) sum += get(wide, residual, place);
-            const double wanted = gsp_sample_activate(sum, &epilogue), got = get(wide, y, place);
-            const double bound = is_exact(epilogue.activation) ? 0 : 8 * eps * fmax(1, fabs(sum));
-            right = right && fabs(got - wanted) <= bound;
+            if (choice & 1) sum += get(type, bias, row);
+            if (choice & 2) sum += get(type, residual, place);
+            const double wanted = gsp_sample_activate(sum, &epilogue), got = get(type, y, place);
+            double bound = is_exact(epilogue.activation) ? 0 : 8 * eps * fmax(1, fabs(sum));
+            /* y is rounded, to the nearest if the activation is exact. */
+            double rounded = wanted;
+            if (type == GSP_BFLOAT16) {
+                rounded = (double)gspi_from_bfloat16(gspi_to_bfloat16((float)wanted));
+                if (bound > 0) bound += 0x1p-7 * fabs(wanted);
+            }
+            right = right && fabs(got - rounded) <= bound;
         }
     /* What lies between lines is left alone. */
     for (int64_t line = 0; line + 1 < (y_along ? rows : n); line++)
         for (int64_t i = y_line - gap; i < y_line; i++)
-            right = right && isnan(get(wide, y, line * y_line + i));
+            right = right && isnan(get(type, y, line * y_line + i));
     free(given);
     free(y);
     free(bias);
@@ -102,14 +115,28 @@ static bool product_is_right(const gsp_plan *plan, int64_t n, const double *x, c
     return right;
 }
 
+/* What x is for an entry of the list. */
+static gsp_dtype operand_of(const gspi_entry *entry, const gsp_matrix *matrix) {
+    if (entry->operands >> GSP_FLOAT32 & 1)
+        return matrix->dtype == GSP_FLOAT64 ? GSP_FLOAT64 : GSP_FLOAT32;
+    return entry->operands >> GSP_INT8 & 1 ? GSP_INT8 : GSP_BFLOAT16;
+}
+
+static bool takes(const gspi_entry *entry, const gsp_matrix *matrix) {
+    const int64_t most = entry->form == GSPI_FLOATS  ? GSPI_MAX_COPY
+                         : entry->form == GSPI_BYTES ? 65536
+                                                     : INT32_MAX;
+    return entry->dtypes >> matrix->dtype & 1 && entry->kinds >> matrix->pattern.kind & 1 &&
+           (entry->needs & ~gspi_features()) == 0 && matrix->cols <= most;
+}
+
 static void check_entry(gsp_context *context, const gspi_entry *entry, const gsp_sample *sample,
                         int64_t n, const double *x, const double *exact, uint64_t *state) {
     gsp_plan *plan = NULL;
     const gsp_matrix *matrix = &sample->matrix;
-    const bool takes =
-        entry->dtypes >> matrix->dtype & 1 && entry->kinds >> matrix->pattern.kind & 1;
-    EXPECT_INT(gspi_plan_create(context, matrix, entry, entry + 1, n, &plan),
-               takes ? GSP_OK : GSP_ERROR_DTYPE);
+    EXPECT_INT(gspi_plan_create(context, matrix, entry, entry + 1, gspi_features(), n,
+                                operand_of(entry, matrix), &plan),
+               takes(entry, matrix) ? GSP_OK : GSP_ERROR_DTYPE);
     if (plan == NULL) return;
     EXPECT(plan->entry == entry);
     const gsp_plan_info info = gsp_plan_describe(plan);
@@ -121,6 +148,18 @@ static void check_entry(gsp_context *context, const gspi_entry *entry, const gsp
         if (!right) say(entry, matrix, "n = %lld, arranged %lld\n", n, along);
     }
     gsp_plan_destroy(plan);
+}
+
+/* W x; exact [rows][n], x [cols][n]. */
+static double *multiply(const gsp_sample *sample, const double *dense, int64_t n, const double *x) {
+    const int64_t rows = sample->matrix.rows, cols = sample->matrix.cols;
+    double *exact = gsp_test_bytes((size_t)(rows * n) * sizeof *exact);
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t col = 0; col < cols; col++)
+            if (sample->mask[row * cols + col])
+                for (int64_t s = 0; s < n; s++)
+                    exact[row * n + s] += dense[row * cols + col] * x[col * n + s];
+    return exact;
 }
 
 /* All kernels of one matrix. */
@@ -136,20 +175,26 @@ static void check_matrix(gsp_context *context, const gsp_shape *shape, gsp_dtype
         const int64_t n = op == GSPI_SPMM               ? many[seed % 6]
                           : shape->cols > GSPI_MAX_COPY ? 1
                                                         : few[seed % 5];
-        const int64_t rows = shape->rows, cols = shape->cols;
-        double *x = gsp_test_bytes((size_t)(cols * n) * sizeof *x),
-               *exact = gsp_test_bytes((size_t)(rows * n) * sizeof *exact);
-        for (int64_t i = 0; i < cols * n; i++) x[i] = (double)gsp_test_below(&state, 17) - 8;
-        for (int64_t row = 0; row < rows; row++)
-            for (int64_t col = 0; col < cols; col++)
-                if (sample.mask[row * cols + col])
-                    for (int64_t s = 0; s < n; s++)
-                        exact[row * n + s] += dense[row * cols + col] * x[col * n + s];
+        const int64_t count = shape->cols * n;
+        double *x = gsp_test_bytes((size_t)count * sizeof *x),
+               *bytes = gsp_test_bytes((size_t)count * sizeof *bytes);
+        for (int64_t i = 0; i < count; i++) {
+            x[i] = (double)gsp_test_below(&state, 17) - 8;
+            /* From 0 to 255, and 255 in every sample: its scale is 1, and nothing is rounded. */
+            bytes[i] = i < n ? 255 : x[i] + 8;
+        }
+        double *exact = multiply(&sample, dense, n, x),
+               *of_bytes = multiply(&sample, dense, n, bytes);
         for (const gspi_entry *entry = gspi_kernels; entry->name != NULL; entry++)
-            if ((int)entry->op == op && runs(entry->backend))
-                check_entry(context, entry, &sample, n, x, exact, &state);
+            if ((int)entry->op == op && runs(entry->backend)) {
+                const bool rounds = entry->operands >> GSP_INT8 & 1;
+                check_entry(context, entry, &sample, n, rounds ? bytes : x,
+                            rounds ? of_bytes : exact, &state);
+            }
         free(x);
+        free(bytes);
         free(exact);
+        free(of_bytes);
     }
     free(dense);
     gsp_sample_free(&sample);
@@ -247,10 +292,11 @@ static void check_convolution(gsp_context *context, uint64_t seed) {
     EXPECT_INT(gsp_sample_make(context, &shape, GSP_FLOAT32, seed, &sample), GSP_OK);
     double *dense = dense_of(&sample);
     const int64_t count = c.images * shape.rows * out[0] * out[1];
-    float *x = take_integers(false, c.images * c.channels * size[0] * size[1], &state),
-          *bias = take_integers(false, shape.rows, &state),
-          *residual = take_integers(false, count, &state), *y = take_integers(false, count, &state),
-          *wanted = take_integers(false, count, &state);
+    float *x = take_integers(GSP_FLOAT32, c.images * c.channels * size[0] * size[1], &state),
+          *bias = take_integers(GSP_FLOAT32, shape.rows, &state),
+          *residual = take_integers(GSP_FLOAT32, count, &state),
+          *y = take_integers(GSP_FLOAT32, count, &state),
+          *wanted = take_integers(GSP_FLOAT32, count, &state);
     const gsp_epilogue epilogue = {.bias = bias, .residual = residual, .activation = GSP_RELU};
     for (int64_t image = 0; image < c.images; image++)
         for (int64_t row = 0; row < shape.rows; row++)
@@ -261,11 +307,12 @@ static void check_convolution(gsp_context *context, uint64_t seed) {
                 wanted[at] = (float)fmax(0, sum + (double)bias[row] + (double)residual[at]);
             }
     for (const gspi_entry *entry = gspi_kernels; entry->name != NULL; entry++) {
-        const bool takes =
-            entry->dtypes >> GSP_FLOAT32 & 1 && entry->kinds >> shape.pattern.kind & 1;
-        if (entry->op != GSPI_SPMM || !takes || !runs(entry->backend)) continue;
+        if (entry->op != GSPI_SPMM || !takes(entry, &sample.matrix) || !runs(entry->backend))
+            continue;
         gsp_plan *plan = NULL;
-        EXPECT_INT(gspi_plan_create(context, &sample.matrix, entry, entry + 1, 64, &plan), GSP_OK);
+        EXPECT_INT(
+            gspi_plan_create(context, &sample.matrix, entry, entry + 1, 0, 64, GSP_FLOAT32, &plan),
+            GSP_OK);
         if (plan == NULL) continue;
         for (int64_t i = 0; i < count; i++) y[i] = NAN;
         EXPECT_INT(gsp_convolve(plan, &c, x, y, &epilogue), GSP_OK);
@@ -326,11 +373,11 @@ static void check_recurrent(gsp_context *context, gsp_cell cell, gsp_backend bac
         EXPECT_INT(gsp_plan_create(context, &sample[i].matrix, backend, 1, &plans[i]), GSP_OK);
     }
     uint64_t state = (uint64_t)hidden;
-    float *x = take_integers(false, STEPS * batch * FEATURES, &state),
-          *biases = take_integers(false, 2 * wide, &state),
-          *h = take_integers(false, batch * hidden, &state),
-          *c = take_integers(false, batch * hidden, &state),
-          *y = take_integers(false, STEPS * batch * hidden, &state);
+    float *x = take_integers(GSP_FLOAT32, STEPS * batch * FEATURES, &state),
+          *biases = take_integers(GSP_FLOAT32, 2 * wide, &state),
+          *h = take_integers(GSP_FLOAT32, batch * hidden, &state),
+          *c = take_integers(GSP_FLOAT32, batch * hidden, &state),
+          *y = take_integers(GSP_FLOAT32, STEPS * batch * hidden, &state);
     for (int64_t i = 0; i < STEPS * batch * FEATURES; i++) x[i] /= 16;
     for (int64_t i = 0; i < 2 * wide; i++) biases[i] /= 8;
     for (int64_t i = 0; i < batch * hidden; i++) h[i] /= 16;
@@ -440,10 +487,10 @@ static void test_activations(gsp_context *context) {
         /* Scalar kernels have those of the C library. */
         if (entry->backend == GSP_SCALAR || !runs(entry->backend)) continue;
         gsp_plan *plan = NULL;
-        const bool takes = entry->kinds >> GSP_IRREGULAR & entry->dtypes >> GSP_FLOAT32 & 1;
-        EXPECT_INT(gspi_plan_create(context, &matrix, entry, entry + 1,
-                                    entry->op == GSPI_SPMM ? 64 : 1, &plan),
-                   takes ? GSP_OK : GSP_ERROR_DTYPE);
+        const bool right = entry->kinds >> GSP_IRREGULAR & entry->dtypes >> GSP_FLOAT32 & 1;
+        EXPECT_INT(gspi_plan_create(context, &matrix, entry, entry + 1, 0,
+                                    entry->op == GSPI_SPMM ? 64 : 1, GSP_FLOAT32, &plan),
+                   right ? GSP_OK : GSP_ERROR_DTYPE);
         if (plan == NULL) continue;
         for (size_t f = 0; f < sizeof functions / sizeof *functions; f++) {
             const gsp_epilogue epilogue = {.activation = functions[f].activation};

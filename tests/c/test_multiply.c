@@ -78,7 +78,10 @@ static void test_products(gsp_context *context) {
                         GSP_OK);
                     if (plan == NULL) continue;
                     const gsp_plan_info info = gsp_plan_describe(plan);
-                    EXPECT(info.kernel != NULL && info.backend <= backends[b]);
+                    /* A kernel of AVX-512 does not say whether it needs more than the base. */
+                    const gsp_backend most =
+                        backends[b] == GSP_AVX512_BASE ? GSP_AVX512 : backends[b];
+                    EXPECT(info.kernel != NULL && info.backend <= most);
                     EXPECT(info.efficiency > 0 && info.efficiency <= 1 &&
                            info.slots >= info.entries);
                     check_product(&sample, plan, columns[c], dense, &state);
