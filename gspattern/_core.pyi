@@ -119,7 +119,7 @@ def recurrent(
     /,
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any] | None]: ...
 
-# probes: kinds are "read", "ahead", "permute", "step", "fma", "load_fma"
+# probes: kinds are "read", "ahead", "permute", "step", "fma", "load_fma", and "pairs" and "bytes" where the CPU can
 def probe(
     backend: str, kind: str, memory: npt.NDArray[np.float32], rounds: int, /
 ) -> tuple[int, int, float]: ...

@@ -679,6 +679,23 @@ def test_probes_count_their_work(backend, kind):
     assert math.isfinite(result)
 
 
+@pytest.mark.parametrize(("kind", "feature"), [("pairs", "avx512_bf16"), ("bytes", "avx512_vnni")])
+def test_probes_of_narrow_numbers(kind, feature):
+    """Only where the CPU has dot products of them, and only in the backend that uses them."""
+    features = gs.cpu_info().features
+    has = feature in features and {"avx512_vbmi", "avx512vbmi"}.intersection(features)
+    for backend in gs.backends():
+        if backend == "avx512" and has:
+            items, width, result = _core.probe(backend, kind, aligned(3072), 5)
+            assert (items, width) == (5 * 48, 16)
+            assert math.isfinite(result)
+            assert 0 < roofline.probe(backend).narrow[kind] < 1e-7
+        else:
+            with pytest.raises(ValueError, match="cannot run that backend"):
+                _core.probe(backend, kind, aligned(3072), 5)
+            assert kind not in roofline.probe(backend).narrow
+
+
 def test_probes_refuse_what_they_cannot_read():
     memory = aligned(4096)
     for wrong in (memory[1:257], memory[:255], memory[:0]):

@@ -1,6 +1,8 @@
 /* The probes of plain C, and which loop a backend has. */
 #include "gsp_probe.h"
 
+#include "gsp_kernels.h"
+
 #define CHAINS 8
 
 #define EVERY(work)                                                                                \
@@ -21,12 +23,28 @@ float gspi_probe__scalar(gspi_probe_kind kind, const float *memory, size_t bytes
     case GSPI_PROBE_STEP:
     case GSPI_PROBE_LOAD_FMA: EVERY(sum[i] += weight * memory[at + i]);
     case GSPI_PROBE_FMA: EVERY(sum[i] = sum[i] * weight + weight);
+    case GSPI_PROBE_PAIRS:
+    case GSPI_PROBE_BYTES: break; /* not here */
     }
     for (size_t i = 1; i < CHAINS; i++) sum[0] += sum[i];
     return sum[0];
 }
 
-static gspi_probe_loop *loop_of(gsp_backend backend) {
+/* Narrow numbers: what some CPUs with AVX-512 have. */
+static gspi_probe_loop *narrow_loop_of(gsp_backend backend, gspi_probe_kind kind) {
+    const uint32_t needs = GSPI_VBMI | (kind == GSPI_PROBE_PAIRS ? GSPI_BF16 : GSPI_VNNI);
+    if (backend != GSP_AVX512 || (gspi_features() & needs) != needs) return NULL;
+#ifdef GSP_HAVE_AVX512BF16
+    if (kind == GSPI_PROBE_PAIRS) return gspi_probe__avx512bf16;
+#endif
+#ifdef GSP_HAVE_AVX512VNNI
+    if (kind == GSPI_PROBE_BYTES) return gspi_probe__avx512vnni;
+#endif
+    return NULL;
+}
+
+static gspi_probe_loop *loop_of(gsp_backend backend, gspi_probe_kind kind) {
+    if (kind >= GSPI_PROBE_PAIRS) return narrow_loop_of(backend, kind);
     switch (backend) {
     case GSP_SCALAR: return gspi_probe__scalar;
 #ifdef GSP_HAVE_AVX2
@@ -63,7 +81,7 @@ gsp_status gspi_probe(gsp_backend backend, gspi_probe_kind kind, const float *me
     gsp_backend backends[GSP_BACKENDS];
     bool runs = false;
     for (int i = gsp_backends(backends); i > 0; i--) runs = runs || backends[i - 1] == backend;
-    gspi_probe_loop *loop = runs ? loop_of(backend) : NULL;
+    gspi_probe_loop *loop = runs ? loop_of(backend, kind) : NULL;
     GSP_CHECK(loop != NULL, GSP_ERROR_BACKEND);
     *result = loop(kind, memory, bytes, rounds);
     return GSP_OK;

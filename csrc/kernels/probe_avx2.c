@@ -47,6 +47,8 @@ float gspi_probe__avx2(gspi_probe_kind kind, const float *memory, size_t bytes, 
                   _mm256_fmadd_ps(_mm256_permutevar8x32_ps(weight, positions), weight, sum[i]));
     case GSPI_PROBE_FMA: EVERY(sum[i] = _mm256_fmadd_ps(weight, weight, sum[i]));
     case GSPI_PROBE_LOAD_FMA: EVERY(sum[i] = _mm256_fmadd_ps(weight, _mm256_load_ps(here), sum[i]));
+    case GSPI_PROBE_PAIRS:
+    case GSPI_PROBE_BYTES: break; /* not here */
     }
     for (int i = 1; i < CHAINS; i++) sum[0] = _mm256_xor_ps(sum[0], sum[i]);
     return _mm256_cvtss_f32(sum[0]);

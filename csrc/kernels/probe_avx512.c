@@ -46,6 +46,8 @@ float gspi_probe__avx512(gspi_probe_kind kind, const float *memory, size_t bytes
               sum[i % 8] = _mm512_fmadd_ps(weight, weight, sum[i % 8]));
     case GSPI_PROBE_FMA: EVERY(sum[i] = _mm512_fmadd_ps(weight, weight, sum[i]));
     case GSPI_PROBE_LOAD_FMA: EVERY(sum[i] = _mm512_fmadd_ps(weight, _mm512_load_ps(here), sum[i]));
+    case GSPI_PROBE_PAIRS:
+    case GSPI_PROBE_BYTES: break; /* not here */
     }
     for (int i = 1; i < CHAINS; i++)
         sum[0] = _mm512_xor_ps(sum[0], _mm512_xor_ps(sum[i], table[i]));

@@ -55,6 +55,8 @@ float gspi_probe__neon(gspi_probe_kind kind, const float *memory, size_t bytes, 
               sum[i] = vfmaq_f32(sum[i], look_up(table, positions), weight));
     case GSPI_PROBE_FMA: EVERY(sum[i] = vfmaq_f32(sum[i], weight, weight));
     case GSPI_PROBE_LOAD_FMA: EVERY(sum[i] = vfmaq_f32(sum[i], weight, vld1q_f32(here)));
+    case GSPI_PROBE_PAIRS:
+    case GSPI_PROBE_BYTES: break; /* not here */
     }
     for (int i = 1; i < CHAINS; i++) sum[0] = exclusive_or(sum[0], sum[i]);
     return vgetq_lane_f32(sum[0], 0);

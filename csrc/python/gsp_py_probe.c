@@ -3,8 +3,8 @@
 
 #include "../kernels/gsp_probe.h"
 
-static const char *const kinds[GSPI_PROBES] = {"read", "ahead", "permute",
-                                               "step", "fma",   "load_fma"};
+static const char *const kinds[GSPI_PROBES] = {"read", "ahead",    "permute", "step",
+                                               "fma",  "load_fma", "pairs",   "bytes"};
 
 /* Does the work; the caller times it. */
 static PyObject *probe(PyObject *module, PyObject *args) {

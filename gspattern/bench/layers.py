@@ -65,11 +65,11 @@ class Dtype:
 
 
 # int8 stands for int8 weights with a scale for each row and activations that are quantized when they come, to 7 or 8
-# bits: rounding them moves a product by up to 1 / 127 of their largest.
+# bits: rounding them moves each by up to 1 / 127 of the largest.
 DTYPES = {
     "float32": Dtype(4, 2.0**-23, 10),
     "bfloat16": Dtype(2, 2.0**-7, 4),
-    "int8": Dtype(1, 1 / 127, 8),
+    "int8": Dtype(1, 1 / 127, 2),
 }
 
 
@@ -383,9 +383,10 @@ class Layer(ABC, Generic[AnyShape]):
 def check(layer: Layer[Any], contenders: Sequence[Contender], x: Any) -> list[dict[str, Any]]:
     """Give nonzeros and errors of every contender.
 
-    "error_eps" is the largest |y - exact| / (|W| |x|) in units of the dtype's epsilon; exact is in float64 and has the
-    weights that the contender stands for, as they are stored. "error_float32", for other dtypes, is the distance from
-    what the same weights give in float32: |y - exact| / |exact|, of the whole output.
+    "error_eps" is the largest |y - exact| / (|W| |x|), or relative to what else `Layer.exact` gives, in units of the
+    dtype's epsilon; exact is in float64 and has the weights that the contender stands for, as they are stored.
+    "error_float32", for other dtypes, is the distance from what the same weights give in float32, |y - exact| / |exact|
+    of the whole output.
 
     Raises
     ------

@@ -54,39 +54,33 @@ class LinearLayer(Layer[LinearShape]):
 
 
 def _own_products(matrix: Matrix, x: Floats) -> list[tuple[Product, plans.Plan]]:
-    if matrix.dtype == ml_dtypes.bfloat16:
-        return _own_bfloat16(matrix, x.astype(matrix.dtype))
+    """A bfloat16 matrix takes x in bfloat16, and gives y so, or in float32."""
+    if matrix.dtype != ml_dtypes.bfloat16:
+        return _products_of(matrix, x, "")
+    return [
+        *_products_of(matrix, x.astype(ml_dtypes.bfloat16), ""),
+        *_products_of(matrix, x, ", from float32"),
+    ]
+
+
+def _products_of(matrix: Matrix, x: Array, note: str) -> list[tuple[Product, plans.Plan]]:
+    # An int8 matrix rounds a float32 x to int8 by itself.
+    dtype = np.dtype(np.int8) if matrix.dtype == np.int8 else x.dtype
+    columns = plans.plan_for(matrix, x.shape[1], dtype)
     if x.shape[1] == 1:
         vector = np.ascontiguousarray(x[:, 0])
-        product = Product("columns", lambda: matrix @ vector, lambda y: y[:, None])
-        return [(product, matrix.plan())]
+        product = Product(f"columns{note}", lambda: matrix @ vector, lambda y: _floats(y)[:, None])
+        return [(product, columns)]
     rows = np.ascontiguousarray(x.T)
-    out = np.empty((x.shape[1], matrix.shape[0]), np.float32)
+    out = np.empty((len(rows), matrix.shape[0]), x.dtype)
     return [
-        (Product("columns", lambda: matrix @ x, lambda y: y), matrix.plan(x.shape[1])),
+        (Product(f"columns{note}", lambda: matrix @ x, _floats), columns),
         (
-            Product("rows", lambda: matrix.linear(rows, out=out), lambda y: y.T),
-            plans.plan_for_samples(matrix, len(rows)),
+            Product(f"rows{note}", lambda: matrix.linear(rows, out=out), lambda y: _floats(y).T),
+            plans.plan_for_samples(matrix, len(rows), dtype),
         ),
     ]
 
 
-def _own_bfloat16(matrix: Matrix, x: Array) -> list[tuple[Product, plans.Plan]]:
-    """bfloat16 in, bfloat16 out."""
-    plan = plans.plan_for(matrix, 1, matrix.dtype)
-    if x.shape[1] == 1:
-        vector = np.ascontiguousarray(x[:, 0])
-        return [(Product("columns", lambda: matrix @ vector, _widened_column), plan)]
-    rows = np.ascontiguousarray(x.T)
-    out = np.empty((x.shape[1], matrix.shape[0]), matrix.dtype)
-    return [
-        (Product("columns", lambda: matrix @ x, lambda y: y.astype(np.float32)), plan),
-        (
-            Product("rows", lambda: matrix.linear(rows, out=out), lambda y: y.T.astype(np.float32)),
-            plan,
-        ),
-    ]
-
-
-def _widened_column(y: Array) -> Floats:
-    return y.astype(np.float32)[:, None]
+def _floats(y: Array) -> Floats:
+    return y.astype(np.float32, copy=False)
