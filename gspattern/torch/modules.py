@@ -59,8 +59,8 @@ class GSLinear(Compact):
     """A linear layer with a compact matrix for its weight: y = x W^T + b, for inference on the CPU.
 
     It takes the same inputs as `torch.nn.Linear`, [..., K] to [..., M], and as many threads as
-    `torch.get_num_threads()` says. Float32 inputs (float64 for a float64 matrix) are read where they lie;
-    other types are converted, and the output has the type of the input.
+    `torch.get_num_threads()` says. Float32 inputs (float64 for a float64 matrix, bfloat16 too for a bfloat16
+    one) are read where they lie; other types are converted, and the output has the type of the input.
 
     Parameters
     ----------
@@ -158,6 +158,8 @@ class GSLinear(Compact):
         use_torch_threads()
         # Small layers take two microseconds: what follows converts nothing that is right already.
         compute = self._compute
+        if x.dtype is torch.bfloat16 and self.matrix.dtype == ml_dtypes.bfloat16:
+            return self._multiply_bfloat16(x.detach())
         given = x.detach() if x.dtype is compute else x.detach().to(compute)
         array = given.contiguous().numpy()
         bias = self._buffers["bias"]
@@ -167,6 +169,13 @@ class GSLinear(Compact):
         plan = plan_for_samples(self.matrix, array.size // max(1, self.in_features))
         y = torch.from_numpy(plan.linear(array, addend, 0, None, None))
         return y if x.dtype is compute else y.to(x.dtype)
+
+    def _multiply_bfloat16(self, x: torch.Tensor) -> torch.Tensor:
+        bias = self._buffers["bias"]
+        array = x.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        addend = None if bias is None else array_of(bias.bfloat16())
+        y = self.matrix.linear(array, addend)
+        return torch.from_numpy(y.view(np.int16)).view(torch.bfloat16)
 
     def extra_repr(self) -> str:
         m = self.matrix
