@@ -1,6 +1,8 @@
 /* SpMV of bfloat16 and int8 values by tables of floats, with NEON: spmv_floats.h. A table is 16 floats, looked up byte
  * by byte as spmv_neon.c explains. */
 #if defined(__aarch64__)
+#include <string.h>
+
 #include "gsp_vector.h"
 
 typedef uint8x16_t gspi_words;
