@@ -192,7 +192,7 @@ def _call(
     samples = x.shape[0] * batch if batch_sizes is None else x.shape[0]
     many = min(samples, max(batch, _RUN_SAMPLES))
     plans = tuple(
-        plan_for_samples(matrix, batch if i % 2 else many)
+        plan_for_samples(matrix, batch if i % 2 else many, weights.dtype)
         for i, matrix in enumerate(weights.matrices)
     )
     h0, c0 = (None if state is None else np.ascontiguousarray(state) for state in states)
@@ -281,8 +281,9 @@ def lstm(
         [samples, features]. float64 for float64 matrices, float32 for all others, as are the biases and states.
     params : sequence
         For every layer, and in it for every direction: weight_ih [4 H, features], weight_hh [4 H, H] and, if there
-        are biases, bias_ih and bias_hh [4 H] or None. Weights are matrices that `encode` made, of any pattern. Layers
-        above the first have H features, 2 H if bidirectional. (torch's order, `module._flat_weights`.)
+        are biases, bias_ih and bias_hh [4 H] or None. Weights are matrices that `encode` made, of any pattern; with
+        those of int8, x and the states are not rounded. Layers above the first have H features, 2 H if bidirectional.
+        (torch's order, `module._flat_weights`.)
     hx : (array_like, array_like), optional
         h_0 and c_0, each [layers * directions, N, H], or [layers * directions, H] for one sequence; else zeros.
     lengths : array_like of int, optional

@@ -141,7 +141,7 @@ class Case:
         for i in range(layers * directions):
             cols = features if i < directions else directions * hidden
             own = [matrix(rows, cols, dtype=wide, **how), matrix(rows, hidden, dtype=wide, **how)]
-            own = [m.astype(dtype) for m in own]
+            own = [m.quantize() if dtype == "int8" else m.astype(dtype) for m in own]
             biases = [normal(rows, dtype=wide) for _ in range(2)] if bias else []
             self.params += own + biases
             zero = np.zeros(rows)
@@ -244,7 +244,7 @@ def test_patterns(kind, pattern, backend):
 
 @KINDS
 @EVERYWHERE
-@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16", "int8"])
 def test_dtypes(kind, dtype, backend):
     case = Case(kind, 20, 17, 2, 2, dtype=dtype)
     wide = np.float64 if dtype == "float64" else np.float32
