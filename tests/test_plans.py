@@ -444,8 +444,8 @@ def test_a_plan_is_immutable_and_described():
     sample = sample_matrix(GS(16, 16), (64, 64), density=0.25)
     plan = plans.plan_for(sample)
     assert plans.plan_for(sample) is plan
-    assert plans.plan_for(sample, 2) is plans.plan_for(sample, 8) is plan
-    assert plans.plan_for(sample, 9) is plans.plan_for(sample, 16) is not plan
+    assert plans.plan_for(sample, 2) is plans.plan_for(sample, plan.most) is plan
+    assert plans.plan_for(sample, plan.most + 1) is plans.plan_for(sample, 16) is not plan
     assert plans.plan_for(sample, 49) is plans.plan_for(sample, 1000) is not plan
     assert plan.backend == BACKENDS[0]
     assert plan.kernel.endswith(BACKENDS[0])
@@ -459,6 +459,40 @@ def test_a_plan_is_immutable_and_described():
         type(plan).kernel = "other"
     with pytest.raises(TypeError):
         gs.Plan()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+def test_plans_change_where_the_one_for_many_is_faster(pattern, dtype, backend):
+    """The C core and Python both change plans behind `most`, and either plan is right on both sides of it."""
+    sample = sample_matrix(pattern, (70, 127), dtype=dtype)
+    with gs.use_backend(backend):
+        few, many = plans.plan_for(sample), plans.plan_for(sample, 16)
+        assert (few.columns, many.columns, many.most) == (False, True, 0)
+        assert 1 <= few.most < 16
+        for n in (few.most, few.most + 1):
+            right = many if n > few.most else few
+            assert plans.plan_for(sample, n) is right
+            made = make_plan(sample.core(), few.backend, n)
+            assert (made.kernel, made.most, made.slots) == (right.kernel, right.most, right.slots)
+            x = vector(sample, n)
+            assert_product(plans.multiply(sample, x), sample, x)
+            assert_product(plans.linear(sample, np.ascontiguousarray(x.T)).T, sample, x)
+            for plan in (few, many, made):
+                assert_product(plan.multiply(x), sample, x)
+                rows = plan.linear(np.ascontiguousarray(x.T), None, 0, None, None)
+                assert_product(rows.T, sample, x)
+
+
+def test_padding_brings_the_plan_for_many_nearer():
+    """The sparser an irregular mask is, the more of its strips is padding, and the fewer samples they serve."""
+    dense, middle, sparse = (
+        plans.plan_for(sample_matrix(Irregular(), (256, 512), density=density)).most
+        for density in (0.8, 0.2, 0.05)
+    )
+    assert dense >= middle >= sparse
+    assert BACKENDS[0] == "scalar" or dense > sparse
 
 
 @pytest.mark.skipif("avx512" not in BACKENDS, reason="this CPU has no AVX-512")

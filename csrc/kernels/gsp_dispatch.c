@@ -11,12 +11,12 @@
 #define BLOCKS (1u << GSP_BLOCK)
 #define ALL (1u << GSP_GS | 1u << GSP_IRREGULAR | BLOCKS | 1u << GSP_NM)
 
-#define GSP_KERNEL(function, op, backend, dtypes, kinds, form, lanes, width, cost)                 \
-    {#function,   function, GSPI_##op, GSP_##backend, dtypes,    kinds,                            \
-     GSPI_##form, lanes,    width,     cost,          F32 | F64, 0},
+#define GSP_KERNEL(function, op, backend, dtypes, kinds, form, lanes, width, cost, most)           \
+    {#function, function, GSPI_##op, GSP_##backend, dtypes,    kinds, GSPI_##form,                 \
+     lanes,     width,    cost,      most,          F32 | F64, 0},
 #define GSP_NARROW(function, backend, dtypes, operands, form, lanes, width, cost, needs)           \
-    {#function,   function, GSPI_SPMV, GSP_##backend, dtypes,   ALL,                               \
-     GSPI_##form, lanes,    width,     cost,          operands, needs},
+    {#function, function, GSPI_SPMV, GSP_##backend, dtypes, ALL, GSPI_##form, lanes,               \
+     width,     cost,     0,         operands,      needs},
 const gspi_entry gspi_kernels[] = {
 #include "kernels.inc"
     {0},

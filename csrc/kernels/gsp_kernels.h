@@ -65,6 +65,7 @@ typedef struct gspi_entry {
     int lanes; /* rows of a strip */
     int width; /* entries of a register table; GSPI_STRIPS, GSPI_STACKS: KiB of the tile of x */
     float cost; /* of 64 slots; measured, only ratios within one backend count */
+    float most; /* SpMV: samples up to which SpMM is not faster, if nothing is padded */
     uint32_t operands; /* bit set of gsp_dtype: what gsp_plan_create_for was asked for */
     uint32_t needs; /* features */
 } gspi_entry;
@@ -98,6 +99,7 @@ struct gsp_plan {
     /* What threads share: groups, rows, strips, fours of strips, or rows of blocks. */
     int64_t units;
     uint64_t bytes, entries, slots;
+    int64_t most; /* samples up to which no plan for SpMM is faster; 0 if this is one */
 
     /* All but GSPI_STORED. Unit u has the items [start[u], start[u + 1]). An item is
      *   GSPI_TABLES: a quad: `lanes` words, each the table positions of four slots in four bytes, then 4 x lanes
@@ -174,8 +176,8 @@ static inline size_t gspi_item_bytes(const gsp_plan *plan) {
 #define GSPI_MAX_SAMPLES 5
 /* Floats of a copy of x, which is on the stack. */
 #define GSPI_MAX_COPY 32768
-/* Columns of x from which SpMM pays. */
-#define GSPI_MANY_COLUMNS 9
+/* Columns of x from which SpMM pays for every matrix: above `most` of all kernels. */
+#define GSPI_MANY_COLUMNS 16
 
 /* y[i] = activation(scale * y[i] + bias + residual[i]) for `count` sums that lie one after the other, from `row` on:
  * all of that row (step 0), or of neighbouring rows (step 1). residual may be NULL. */

@@ -43,26 +43,52 @@ static gsp_status copy_stored(gsp_plan *plan, const gsp_matrix *matrix) {
     return own(plan, matrix->row_order, bytes.row_order, &plan->matrix.row_order);
 }
 
+/* Narrows [*first, *end) to the best backend that has a kernel for the matrix and the product. */
+static gsp_status find_kernels(const gsp_matrix *matrix, gspi_op op, const gspi_entry **first,
+                               const gspi_entry **end) {
+    const gspi_entry *entry = *first, *last;
+    while (entry < *end && !gspi_takes(entry, matrix, op)) entry++;
+    GSP_CHECK(entry < *end, GSP_ERROR_DTYPE);
+    for (last = entry; last < *end && last->backend == entry->backend;) last++;
+    *first = entry;
+    *end = last;
+    return GSP_OK;
+}
+
+/* Sets plan->most, and lays the matrix out for SpMV if n is not above it. */
+static gsp_status try_few(gsp_plan *plan, const gsp_matrix *matrix, const gspi_entry *first,
+                          const gspi_entry *end, int64_t n) {
+    GSP_TRY(find_kernels(matrix, GSPI_SPMV, &first, &end));
+    if (first->form == GSPI_STORED) {
+        plan->entry = first;
+        plan->most = (int64_t)first->most;
+        return n <= plan->most ? copy_stored(plan, matrix) : GSP_OK;
+    }
+    /* A few columns are brought into order first; that copy has its limit. */
+    if (n > 1 && matrix->cols > GSPI_MAX_COPY) return GSP_OK;
+    return gspi_plan_rows(plan, matrix, first, end, n);
+}
+
 static gsp_status make(gsp_plan *plan, const gsp_matrix *matrix, const gspi_entry *first,
                        const gspi_entry *end, uint32_t features, int64_t n) {
-    /* A few columns are brought into order first; that copy has its limit. */
-    const bool few = n == 1 || (n < GSPI_MANY_COLUMNS && matrix->cols <= GSPI_MAX_COPY);
-    const gspi_op op = few ? GSPI_SPMV : GSPI_SPMM;
     plan->matrix = *matrix;
     plan->matrix.values = plan->matrix.indices = NULL;
     plan->matrix.indptr = plan->matrix.row_order = NULL;
     plan->matrix.scales = NULL;
-    if (plan->operand == GSP_BFLOAT16 || plan->operand == GSP_INT8)
+    if (plan->operand == GSP_BFLOAT16 || plan->operand == GSP_INT8) {
+        plan->most = (int64_t)1 << 30; /* there is no other */
         return gspi_plan_narrow(plan, matrix, first, end, features);
+    }
     GSP_TRY(own(plan, matrix->scales, (size_t)matrix->rows * sizeof(float), &plan->matrix.scales));
-    while (first < end && !gspi_takes(first, matrix, op)) first++;
-    GSP_CHECK(first < end, GSP_ERROR_DTYPE);
+    if (n < GSPI_MANY_COLUMNS) {
+        GSP_TRY(try_few(plan, matrix, first, end, n));
+        if (n <= plan->most) return GSP_OK;
+    }
+    GSP_TRY(find_kernels(matrix, GSPI_SPMM, &first, &end));
     plan->entry = first;
-    if (first->form == GSPI_STORED) return copy_stored(plan, matrix);
-    const gspi_entry *last = first;
-    while (last < end && last->backend == first->backend) last++;
-    return op == GSPI_SPMM ? gspi_plan_strips(plan, matrix, first, last, n)
-                           : gspi_plan_rows(plan, matrix, first, last);
+    plan->most = 0;
+    return first->form == GSPI_STORED ? copy_stored(plan, matrix)
+                                      : gspi_plan_strips(plan, matrix, first, end, n);
 }
 
 static gsp_dtype wide_of(const gsp_matrix *matrix) {
@@ -130,9 +156,7 @@ gsp_plan_info gsp_plan_describe(const gsp_plan *plan) {
         .columns = plan->entry->op == GSPI_SPMM,
         .strided = plan->entry->op == GSPI_SPMM || plan->entry->form == GSPI_STORED ||
                    plan->entry->form == GSPI_ROWS || plan->matrix.cols <= GSPI_MAX_COPY,
-        .most = plan->entry->op == GSPI_SPMM     ? 0
-                : plan->entry->form >= GSPI_ROWS ? (int64_t)1 << 30
-                                                 : GSPI_MANY_COLUMNS - 1,
+        .most = plan->most,
         .bytes = plan->bytes,
         .entries = plan->entries,
         .slots = plan->slots,

@@ -36,9 +36,10 @@ void gspi_free_rows(gsp_context *context, gspi_rows *list);
 /* Counts what the plan holds as it is allocated. Not cleared. */
 void *gspi_plan_alloc(gsp_plan *plan, uint64_t count, size_t size);
 
-/* Lays the matrix out for the cheapest kernel of [first, end): register tables, gathers, or runs of blocks. */
+/* Finds the cheapest kernel of [first, end) and plan->most; lays the matrix out for it, as register tables, gathers, or
+ * runs of blocks, if n is not more than that. */
 gsp_status gspi_plan_rows(gsp_plan *plan, const gsp_matrix *matrix, const gspi_entry *first,
-                          const gspi_entry *end);
+                          const gspi_entry *end, int64_t n);
 /* The same for x in 8 or 16 bits, as gsp_plan_create_for takes it. */
 gsp_status gspi_plan_narrow(gsp_plan *plan, const gsp_matrix *matrix, const gspi_entry *first,
                             const gspi_entry *end, uint32_t features);

@@ -36,7 +36,7 @@
 #define MAX_ENTRIES 16
 
 /* Positions are bytes, and packing is compiled for these lanes. */
-#define GSP_KERNEL(function, op, backend, dtypes, kinds, form, lanes, width, cost)                 \
+#define GSP_KERNEL(function, op, backend, dtypes, kinds, form, lanes, width, cost, most)           \
     _Static_assert(GSPI_##form != GSPI_TABLES ||                                                   \
                        ((width) <= MAX_WIDTH && ((lanes) == 4 || (lanes) == 8 || (lanes) == 16)),  \
                    #function);
@@ -542,30 +542,46 @@ int64_t gspi_bank_stride(const gsp_matrix *matrix) {
     return stride * pattern->banks <= GSPI_MAX_COPY ? stride : 0;
 }
 
+/* Samples that the cheapest kernel serves: fewer, the more of its cost is padding. */
+static int64_t most_samples(const candidate *best, uint64_t entries) {
+    const float bare = (float)entries / 64 * best->entry->cost;
+    const float most = best->entry->most * (best->cost > bare ? bare / best->cost : 1);
+    return gspi_max(1, (int64_t)most);
+}
+
+/* Lays the rows of the list out as the candidate wants them. */
+static gsp_status pack_rows(gsp_plan *plan, const gsp_matrix *matrix, const gspi_rows *list,
+                            const uint32_t *order, const candidate *c) {
+    plan->entry = c->entry;
+    plan->entries = list->entries;
+    switch (c->entry->form) {
+    case GSPI_TABLES: return pack_tables(plan, list, order, c);
+    case GSPI_GATHER: return pack_gather(plan, list, order);
+    default: return gspi_pack_blocks(plan, matrix);
+    }
+}
+
 gsp_status gspi_plan_rows(gsp_plan *plan, const gsp_matrix *matrix, const gspi_entry *first,
-                          const gspi_entry *end) {
+                          const gspi_entry *end, int64_t n) {
     gsp_context *context = plan->context;
     gspi_rows list = {0};
     uint32_t *counts = gspi_alloc(context, (size_t)matrix->rows, sizeof *counts);
     uint32_t *order = gspi_alloc(context, (size_t)matrix->rows, sizeof *order);
     gsp_status status = counts != NULL && order != NULL ? GSP_OK : GSP_ERROR_MEMORY;
-    plan->bank_stride = gspi_bank_stride(matrix);
-    plan->x_size = plan->bank_stride > 0 ? plan->bank_stride * matrix->pattern.banks : matrix->cols;
+    const int64_t bank_stride = gspi_bank_stride(matrix),
+                  x_size = bank_stride > 0 ? bank_stride * matrix->pattern.banks : matrix->cols;
     if (status == GSP_OK) {
         gspi_count_rows(matrix, counts);
         status = gspi_fullest_first(context, matrix, counts, order);
     }
-    if (status == GSP_OK)
-        status = gspi_decode_rows(context, matrix, order, plan->bank_stride, &list);
+    if (status == GSP_OK) status = gspi_decode_rows(context, matrix, order, bank_stride, &list);
     if (status == GSP_OK) {
-        const candidate best = choose(matrix, first, end, &list, plan->x_size);
-        plan->entry = best.entry;
-        plan->entries = list.entries;
-        plan->x_size = gspi_max(plan->x_size, best.entry->width);
-        switch (best.entry->form) {
-        case GSPI_TABLES: status = pack_tables(plan, &list, order, &best); break;
-        case GSPI_GATHER: status = pack_gather(plan, &list, order); break;
-        default: status = gspi_pack_blocks(plan, matrix); break;
+        const candidate best = choose(matrix, first, end, &list, x_size);
+        plan->most = most_samples(&best, list.entries);
+        if (n <= plan->most) {
+            plan->bank_stride = bank_stride;
+            plan->x_size = gspi_max(x_size, best.entry->width);
+            status = pack_rows(plan, matrix, &list, order, &best);
         }
     }
     gspi_free_rows(context, &list);
