@@ -279,6 +279,9 @@ typedef struct gsp_plan_info {
     uint64_t entries; /* elements that the matrix stores */
     uint64_t slots; /* elements that the kernel multiplies, padding included */
     double efficiency; /* entries / slots; 1 if there are none */
+    const char *next; /* the next best kernel that takes the matrix; NULL if there is none */
+    double
+        next_cost; /* what that would cost, as a multiple of the chosen one, by slots and costs */
 } gsp_plan_info;
 
 /* Lays a matrix out for products with n columns of x; few columns get what one does, which also

@@ -4,6 +4,7 @@ The bound of every comparison is that of a sum in any order: c * (terms + 2) * e
 """
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -680,3 +681,29 @@ def test_a_column_twice_in_a_row_is_refused(pattern, backend, n):
     core[4][1] = core[4][0]  # slot 0 of the first two bundles
     with pytest.raises(gs.FormatError, match="twice"):
         _core.plan(tuple(core), backend, n)
+
+
+def test_plans_say_why():
+    """The kernel is the cheapest: what the next best would cost is at least as much, and more the more it pads."""
+    rng = np.random.default_rng(0)
+    weights = rng.standard_normal((256, 512)).astype(np.float32)
+    selection = gs.choose_mask(np.abs(weights), "gs(cpu)", 0.9)
+    matrix = gs.encode(weights, "gs(cpu)", selection.mask, selection.row_order)
+    with gs.use_backend("scalar"):
+        assert matrix.plan().why == "the only kernel of scalar that takes this matrix and product"
+    for backend in gs.backends()[:-1]:
+        with gs.use_backend(backend):
+            plan = matrix.plan()
+            found = re.fullmatch(
+                r"by its slots and their cost; (\S+), the next best, would cost ([\d.]+) times as much",
+                plan.why,
+            )
+            assert found, plan.why
+            assert found[1] != plan.kernel
+            assert float(found[2]) >= 1
+            assert matrix.plan(128).why.startswith("the only kernel of ")
+    block = gs.encode(
+        weights, "block(16,1)", gs.choose_mask(np.abs(weights), "block(16,1)", 0.9).mask
+    )
+    if len(gs.backends()) > 1:
+        assert "strips" in block.plan(128).why  # the stacks' next best

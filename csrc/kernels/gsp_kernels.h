@@ -100,6 +100,8 @@ struct gsp_plan {
     int64_t units;
     uint64_t bytes, entries, slots;
     int64_t most; /* samples up to which no plan for SpMM is faster; 0 if this is one */
+    const gspi_entry *next; /* the next best that takes the matrix, or NULL */
+    float cost, next_cost; /* of the chosen one and of that, in one unit of any size */
 
     /* All but GSPI_STORED. Unit u has the items [start[u], start[u + 1]). An item is
      *   GSPI_TABLES: a quad: `lanes` words, each the table positions of four slots in four bytes, then 4 x lanes

@@ -69,6 +69,14 @@ static gsp_status try_few(gsp_plan *plan, const gsp_matrix *matrix, const gspi_e
     return gspi_plan_rows(plan, matrix, first, end, n);
 }
 
+void gspi_weigh(gsp_plan *plan, const gspi_entry *best, float best_cost, const gspi_entry *entry,
+                float cost) {
+    plan->cost = best_cost;
+    if (entry == best || (plan->next != NULL && plan->next_cost <= cost)) return;
+    plan->next = entry;
+    plan->next_cost = cost;
+}
+
 static gsp_status make(gsp_plan *plan, const gsp_matrix *matrix, const gspi_entry *first,
                        const gspi_entry *end, uint32_t features, int64_t n) {
     plan->matrix = *matrix;
@@ -86,6 +94,7 @@ static gsp_status make(gsp_plan *plan, const gsp_matrix *matrix, const gspi_entr
     }
     GSP_TRY(find_kernels(matrix, GSPI_SPMM, &first, &end));
     plan->entry = first;
+    plan->next = NULL;
     plan->most = 0;
     return first->form == GSPI_STORED ? copy_stored(plan, matrix)
                                       : gspi_plan_strips(plan, matrix, first, end, n);
@@ -161,5 +170,7 @@ gsp_plan_info gsp_plan_describe(const gsp_plan *plan) {
         .entries = plan->entries,
         .slots = plan->slots,
         .efficiency = plan->slots == 0 ? 1.0 : (double)plan->entries / (double)plan->slots,
+        .next = plan->next == NULL ? NULL : plan->next->name,
+        .next_cost = plan->cost > 0 ? plan->next_cost / plan->cost : 1.0,
     };
 }

@@ -46,6 +46,9 @@ gsp_status gspi_plan_narrow(gsp_plan *plan, const gsp_matrix *matrix, const gspi
 /* Places of one bank in x as the kernel sees it: interleaved banks are brought together if rows are balanced over
  * them. 0 leaves x as it is. */
 int64_t gspi_bank_stride(const gsp_matrix *matrix);
+/* Notes what a kernel would cost that takes the matrix, beside the best: the plan keeps the next best. */
+void gspi_weigh(gsp_plan *plan, const gspi_entry *best, float best_cost, const gspi_entry *entry,
+                float cost);
 /* Whether a kernel of the list takes the matrix, and x in floats. */
 bool gspi_takes(const gspi_entry *entry, const gsp_matrix *matrix, gspi_op op);
 

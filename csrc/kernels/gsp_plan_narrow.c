@@ -122,7 +122,7 @@ static float cost_of(const gspi_rows *list, const candidate *c) {
 }
 
 /* The cheapest of [first, end), which are of one backend, with tables. */
-static candidate choose(const gsp_plan *plan, const gsp_matrix *matrix, const gspi_rows *list,
+static candidate choose(gsp_plan *plan, const gsp_matrix *matrix, const gspi_rows *list,
                         const gspi_entry *first, const gspi_entry *end, uint32_t features,
                         bool exact) {
     candidate best = {0};
@@ -136,7 +136,12 @@ static candidate choose(const gsp_plan *plan, const gsp_matrix *matrix, const gs
         /* Tables that begin anywhere, or where registers of x do. */
         for (int i = 0; i < 2; i++, c.grain = entry->lanes * c.slots) {
             c.cost = cost_of(list, &c);
-            if (best.entry == NULL || c.cost < best.cost) best = c;
+            if (best.entry == NULL || c.cost < best.cost) {
+                if (best.entry != NULL) gspi_weigh(plan, c.entry, c.cost, best.entry, best.cost);
+                best = c;
+            } else {
+                gspi_weigh(plan, best.entry, best.cost, entry, c.cost);
+            }
         }
     }
     return best;

@@ -177,6 +177,9 @@ gsp_status gspi_plan_strips(gsp_plan *plan, const gsp_matrix *matrix, const gspi
         if (!gspi_takes(entry, matrix, GSPI_SPMM)) continue;
         if (best == NULL || cost_of(entry, matrix) < cost_of(best, matrix)) best = entry;
     }
+    for (const gspi_entry *entry = first; entry < end; entry++)
+        if (gspi_takes(entry, matrix, GSPI_SPMM))
+            gspi_weigh(plan, best, cost_of(best, matrix), entry, cost_of(entry, matrix));
     plan->entry = best;
     plan->units = gspi_ceil_div(matrix->rows, GSPI_UNIT_ROWS);
     const int64_t vectors = gspi_max(1, gspi_min(gspi_ceil_div(n, 16), GSPI_TILE_VECTORS));

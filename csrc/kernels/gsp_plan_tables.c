@@ -327,16 +327,21 @@ static int list_candidates(const gsp_matrix *matrix, const gspi_entry *first, co
 
 /* The cheapest. Whichever seems to be is counted further, until the cheapest is one that has been counted: so balanced
  * masks, which have no padding, need a single count. */
-static candidate choose(const gsp_matrix *matrix, const gspi_entry *first, const gspi_entry *end,
-                        const gspi_rows *list, int64_t x_size) {
+static candidate choose(gsp_plan *plan, const gsp_matrix *matrix, const gspi_entry *first,
+                        const gspi_entry *end, const gspi_rows *list, int64_t x_size) {
     candidate candidates[4 * MAX_ENTRIES];
     const int count = list_candidates(matrix, first, end, list, x_size, candidates);
     for (;;) {
         candidate *best = &candidates[0];
         for (int i = 1; i < count; i++)
             if (candidates[i].cost < best->cost) best = &candidates[i];
-        if (best->parts == PARTS) return *best;
-        count_part(list, x_size, best);
+        if (best->parts < PARTS) {
+            count_part(list, x_size, best);
+            continue;
+        }
+        for (int i = 0; i < count; i++)
+            gspi_weigh(plan, best->entry, best->cost, candidates[i].entry, candidates[i].cost);
+        return *best;
     }
 }
 
@@ -576,7 +581,7 @@ gsp_status gspi_plan_rows(gsp_plan *plan, const gsp_matrix *matrix, const gspi_e
     }
     if (status == GSP_OK) status = gspi_decode_rows(context, matrix, order, bank_stride, &list);
     if (status == GSP_OK) {
-        const candidate best = choose(matrix, first, end, &list, x_size);
+        const candidate best = choose(plan, matrix, first, end, &list, x_size);
         plan->most = most_samples(&best, list.entries);
         if (n <= plan->most) {
             plan->bank_stride = bank_stride;

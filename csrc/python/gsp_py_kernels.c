@@ -260,6 +260,17 @@ static PyObject *try_linear(PyObject *object, PyObject *const *args, Py_ssize_t 
 
 /* -------------------------------------------------------------------- type */
 
+static PyObject *why(const gsp_plan_info *info) {
+    if (info->next == NULL)
+        return PyUnicode_FromFormat("the only kernel of %s that takes this matrix and product",
+                                    gsp_backend_name(info->backend));
+    char ratio[32];
+    PyOS_snprintf(ratio, sizeof ratio, "%.2f", info->next_cost);
+    return PyUnicode_FromFormat(
+        "by its slots and their cost; %s, the next best, would cost %s times as much", info->next,
+        ratio);
+}
+
 static PyObject *get(PyObject *object, void *field) {
     const gsp_plan_info info = gsp_plan_describe(((const plan_object *)object)->plan);
     switch (*(const char *)field) {
@@ -271,6 +282,7 @@ static PyObject *get(PyObject *object, void *field) {
     case 'c': return PyBool_FromLong(info.columns);
     case 't': return PyBool_FromLong(info.strided);
     case 'm': return PyLong_FromLongLong(info.most);
+    case 'w': return why(&info);
     default: return PyFloat_FromDouble(info.efficiency);
     }
 }
@@ -293,6 +305,7 @@ static PyGetSetDef plan_getset[] = {
     {"strided", get, NULL, "Whether multiply takes x [cols, n].", "t"},
     {"most", get, NULL, "Samples up to which no plan for many is faster.", "m"},
     {"efficiency", get, NULL, "entries / slots.", "e"},
+    {"why", get, NULL, "Why this kernel, and what the next best would cost.", "w"},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
