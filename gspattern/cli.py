@@ -278,19 +278,24 @@ def _encode_one(
         raise ValueError(f"{name}: {error} (or --exclude it)") from None
     if dtype is not None:
         matrix = matrix.quantize("int8") if dtype == "int8" else matrix.astype(dtype)
+    return matrix, _row_of(name, weight, matrix, asked=None)
+
+
+def _row_of(
+    name: str, weight: npt.NDArray[Any], matrix: Matrix, asked: float | None
+) -> LayerReport:
     mask = matrix.mask()
-    row = LayerReport(
+    return LayerReport(
         name=name,
         shape=matrix.shape,
         pattern=str(matrix.pattern),
-        asked=None,
+        asked=asked,
         sparsity=1 - float(mask.mean()),
         kept=kept_share(np.abs(as_matrix(weight).astype(np.float32)), mask),
         empty_rows=int((~mask.any(axis=1)).sum()),
         nbytes=matrix.nbytes,
         dense_nbytes=weight.nbytes,
     )
-    return matrix, row
 
 
 def _prune_one(
@@ -306,18 +311,7 @@ def _prune_one(
         matrix = encode(weight, resolved, mask=mask, row_order=selection.row_order)
     except ValueError as error:
         raise ValueError(f"{name}: {error} (or --exclude it)") from None
-    row = LayerReport(
-        name=name,
-        shape=shape,
-        pattern=str(resolved),
-        asked=sparsity,
-        sparsity=1 - float(selection.mask.mean()),
-        kept=kept_share(scores, selection.mask),
-        empty_rows=selection.empty_rows,
-        nbytes=matrix.nbytes,
-        dense_nbytes=flat.nbytes,
-    )
-    return matrix, row
+    return matrix, _row_of(name, weight, matrix, sparsity)
 
 
 def _masked(weight: npt.NDArray[Any], matrix: Matrix) -> npt.NDArray[Any]:

@@ -6,7 +6,7 @@ from gspattern.torch.convolutions import GSConv1d, GSConv2d
 from gspattern.torch.criteria import Context, Criterion, Magnitude, Movement, Snip, Taylor, Wanda
 from gspattern.torch.modules import GSLinear, matrices
 from gspattern.torch.pruner import Pruner, prune_
-from gspattern.torch.recurrent import GSGRU, GSLSTM, GSGRUCell, GSLSTMCell
+from gspattern.torch.rnn import GSGRU, GSLSTM, GSGRUCell, GSLSTMCell
 from gspattern.torch.saving import Sizes, absorb_masks, load, repair, revert, save, sizes
 from gspattern.torch.schedules import Schedule, admm, cubic, iterative, linear, one_shot
 from gspattern.torch.targets import PrunedWeight

@@ -18,7 +18,7 @@ from gspattern.patterns import Pattern, parse_pattern
 from gspattern.torch.convolutions import GSConv, GSConv1d, GSConv2d
 from gspattern.torch.modules import Compact, GSLinear
 from gspattern.torch.pruner import Patterns, Pruner
-from gspattern.torch.recurrent import GSGRU, GSLSTM, GSGRUCell, GSLSTMCell
+from gspattern.torch.rnn import GSGRU, GSLSTM, GSGRUCell, GSLSTMCell
 from gspattern.torch.targets import carried, lookup, weights_of
 
 logger = logging.getLogger("gspattern")

@@ -14,11 +14,8 @@ from gspattern.conv import conv1d, conv2d
 from gspattern.matrices import Matrix
 from gspattern.patterns import Pattern
 from gspattern.torch.modules import (
-    Compact,
-    compute_dtype,
+    OneMatrix,
     encode_weight,
-    matrix_of,
-    state_of,
     tensor_of,
     trainable,
     use_torch_threads,
@@ -30,8 +27,8 @@ C = TypeVar("C", bound="GSConv")
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
-class GSConv(Compact):
-    """What the convolutions share; the state_dict holds `bias` and, as extra state, the arrays of the matrix.
+class GSConv(OneMatrix):
+    """What the convolutions share.
 
     Parameters
     ----------
@@ -45,7 +42,6 @@ class GSConv(Compact):
 
     dense: ClassVar[Any]  # torch's layer
     dims: ClassVar[int]
-    bias: torch.Tensor | None
 
     def __init__(
         self,
@@ -56,7 +52,7 @@ class GSConv(Compact):
         dilation: int | Sequence[int] = 1,
         padding_mode: str = "zeros",
     ) -> None:
-        super().__init__()
+        super().__init__(matrix, bias)
         shape = matrix.kernel_shape
         if shape is None or len(shape) != self.dims + 2:
             raise ValueError(
@@ -67,28 +63,15 @@ class GSConv(Compact):
             raise ValueError(
                 f"padding_mode must be one of {', '.join(PADDING_MODES)}, got {padding_mode!r}"
             )
-        self.matrix = matrix
         self.out_channels, self.in_channels, *kernel = shape
         self.kernel_size = tuple(kernel)
         self.stride = self._each(stride)
         self.dilation = self._each(dilation)
         self.padding = padding if isinstance(padding, str) else self._each(padding)
         self.padding_mode = padding_mode
-        self._compute = compute_dtype(matrix)
-        if bias is not None:
-            if tuple(bias.shape) != (self.out_channels,):
-                raise ValueError(
-                    f"bias must have shape ({self.out_channels},), got {tuple(bias.shape)}"
-                )
-            bias = bias.detach().to("cpu", self._compute, copy=True)
-        self.register_buffer("bias", bias)
 
     def _each(self, value: int | Sequence[int]) -> tuple[int, ...]:
         return (value,) * self.dims if isinstance(value, int) else tuple(value)
-
-    @property
-    def weights(self) -> dict[str, Matrix]:
-        return {"weight": self.matrix}
 
     @classmethod
     def from_conv(
@@ -204,13 +187,6 @@ class GSConv(Compact):
             f"padding={self.padding}, dilation={self.dilation}, bias={self.bias is not None}, "
             f"pattern={m.pattern}, dtype={m.dtype}, nnz={m.nnz}"
         )
-
-    def get_extra_state(self) -> dict[str, Any]:
-        return state_of(self.matrix)
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        self.matrix = matrix_of(state, self.matrix)
-        self._compute = compute_dtype(self.matrix)
 
 
 class GSConv1d(GSConv):

@@ -55,7 +55,40 @@ class Compact(nn.Module):
             )
 
 
-class GSLinear(Compact):
+class OneMatrix(Compact):
+    """A compact layer of one matrix, `weight`, and a bias for its rows.
+
+    The state_dict holds `bias` and, as extra state, the arrays of the matrix.
+    """
+
+    matrix: Matrix
+    bias: torch.Tensor | None
+
+    def __init__(self, matrix: Matrix, bias: torch.Tensor | None) -> None:
+        super().__init__()
+        self.matrix = matrix
+        self._compute = compute_dtype(matrix)
+        if bias is not None:
+            if tuple(bias.shape) != (matrix.shape[0],):
+                raise ValueError(
+                    f"bias must have shape ({matrix.shape[0]},), got {tuple(bias.shape)}"
+                )
+            bias = bias.detach().to("cpu", self._compute, copy=True)
+        self.register_buffer("bias", bias)
+
+    @property
+    def weights(self) -> dict[str, Matrix]:
+        return {"weight": self.matrix}
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return state_of(self.matrix)
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.matrix = matrix_of(state, self.matrix)
+        self._compute = compute_dtype(self.matrix)
+
+
+class GSLinear(OneMatrix):
     """A linear layer with a compact matrix for its weight: y = x W^T + b, for inference on the CPU.
 
     It takes the same inputs as `torch.nn.Linear`, [..., K] to [..., M], and as many threads as
@@ -75,24 +108,9 @@ class GSLinear(Compact):
     of the same shape.
     """
 
-    bias: torch.Tensor | None
-
     def __init__(self, matrix: Matrix, bias: torch.Tensor | None = None) -> None:
-        super().__init__()
-        self.matrix = matrix
+        super().__init__(matrix, bias)
         self.out_features, self.in_features = matrix.shape
-        self._compute = compute_dtype(matrix)
-        if bias is not None:
-            if tuple(bias.shape) != (self.out_features,):
-                raise ValueError(
-                    f"bias must have shape ({self.out_features},), got {tuple(bias.shape)}"
-                )
-            bias = bias.detach().to("cpu", self._compute, copy=True)
-        self.register_buffer("bias", bias)
-
-    @property
-    def weights(self) -> dict[str, Matrix]:
-        return {"weight": self.matrix}
 
     @classmethod
     def from_linear(
@@ -183,13 +201,6 @@ class GSLinear(Compact):
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"bias={self.bias is not None}, pattern={m.pattern}, dtype={m.dtype}, nnz={m.nnz}"
         )
-
-    def get_extra_state(self) -> dict[str, Any]:
-        return state_of(self.matrix)
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        self.matrix = matrix_of(state, self.matrix)
-        self._compute = compute_dtype(self.matrix)
 
 
 def matrices(model: nn.Module) -> dict[str, Matrix | npt.NDArray[Any]]:

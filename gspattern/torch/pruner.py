@@ -568,7 +568,7 @@ class Pruner:
             if entry.bits is not None and not _any_outside(parameter, entry.bits):
                 self._unmask(entry)
             if "mask" in own:
-                shape = as_matrix(torch.empty(parameter.shape, device="meta")).shape
+                shape = entry.target.shape
                 bits = np.unpackbits(own["mask"].cpu().numpy(), count=parameter.numel())
                 order = own["row_order"]
                 self._set_mask(
@@ -707,7 +707,7 @@ class Pruner:
         shares = sparsity if isinstance(sparsity, Mapping) else {"*": sparsity}
         entries = []
         for target in targets:
-            shape = as_matrix(torch.empty(target.parameter.shape, device="meta")).shape
+            shape = target.shape
             wanted = lookup(target.name, parsed)
             share = cast("float | None", lookup(target.name, shares))
             if isinstance(wanted, Auto):
@@ -717,7 +717,7 @@ class Pruner:
                 self._leave_dense(target, "no pattern for it")
                 continue
             try:
-                resolved = wanted.resolve((shape[0], shape[1]))
+                resolved = wanted.resolve(shape)
             except PatternError as error:
                 raise PatternError(f"{target.name}: {error}") from None
             fixed = isinstance(resolved, NM)
@@ -735,7 +735,7 @@ class Pruner:
 
     def _auto(self, target: Target, sparsity: float | None) -> Pattern | None:
         """The pattern of "auto" for one weight, None for dense."""
-        rows, cols = as_matrix(torch.empty(target.parameter.shape, device="meta")).shape
+        rows, cols = target.shape
         if rows * cols < AUTO_LEAST_WEIGHTS or cols < 16:
             return None
         scores = self._scores(target, target.parameter.detach())
@@ -910,7 +910,7 @@ class Pruner:
             entry.kept = choice.kept
 
     def _unpack(self, entry: _Entry, choice: _Choice) -> npt.NDArray[np.bool_]:
-        shape = as_matrix(torch.empty(entry.target.parameter.shape, device="meta")).shape
+        shape = entry.target.shape
         count = shape[0] * shape[1]
         return np.unpackbits(choice.bits, count=count).astype(bool).reshape(shape)
 

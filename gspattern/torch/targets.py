@@ -79,6 +79,12 @@ class Target:
         """The type of the layer, such as "Linear"."""
         return type(self.owners[0][0]).__name__
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns in the matrix view."""
+        shape = self.parameter.shape
+        return shape[0], shape[1:].numel()
+
     def attach(self, pruned: PrunedWeight) -> None:
         """Note on every owner what was pruned."""
         for module, attribute in self.owners:
