@@ -207,6 +207,28 @@ def test_layers_of_jasper(shape):
 # ------------------------------------------------------------ what is alike
 
 
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "scalar"])
+@pytest.mark.parametrize("floats", [0, 1, 12, 16])
+@pytest.mark.parametrize(
+    ("size", "long"), [((88, 96), True), ((89, 96), True), ((8, 96), False), ((29, 33), False)]
+)
+def test_results_begin_at_any_place_of_a_line(size, long, floats, backend):
+    """Results of 8 MiB and more are written past the caches, where a register is a line of memory."""
+    shape = (1, 260, *size)
+    assert (4 * np.prod(shape) >= 2**23) == long
+    sample, weights = conv_matrix(Irregular(), (260, 24, 1, 1), seed=5)
+    room = np.full(int(np.prod(shape)) + 64, 7, np.float32)
+    first = -(room.ctypes.data // 4) % 16 + floats
+    y = room[first : first + np.prod(shape)].reshape(shape)
+    x, residual = normal(1, 24, *size), normal(*shape)
+    with gs.use_backend(backend):
+        gs.conv2d(x, sample, residual=residual, out=y)
+    expected, bound = exact(x, weights)
+    assert_near(y, expected, bound, residual)
+    assert (room[:first] == 7).all()
+    assert (room[first + y.size :] == 7).all()
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("pattern", [GS(16, 1), Block(16, 1)], ids=str)
 def test_a_pixel_does_not_depend_on_its_place(pattern, backend):

@@ -15,8 +15,11 @@
 
 #define GSPI_TILE_BYTES 32768
 #define GSPI_PANEL_BYTES 262144
-/* A y as long as the third cache, or longer, is written past the caches: else each of its lines would be read first. */
+/* A y of so many bytes is written past the caches: else each of its lines would be read first. Of a convolution, whose
+ * rows lie so far apart that no more than two lines of one are written in turn, each is waited for as well. */
 #define GSPI_LONG_BYTES 33554432
+#define GSPI_LONG_IMAGES GSPI_FAR_BYTES
+#define GSPI_MANY_SAMPLES 512
 
 /* Adds the strips in [strip, end) to the sums, or begins the sums with them; out NULL, or where they go instead. */
 typedef void gspi_strips(const gsp_plan *plan, const gspi_strip *strip, const gspi_strip *end,
@@ -115,6 +118,26 @@ GSPI_VECTOR void empty_across(const gsp_plan *plan, const gspi_product *product,
     }
 }
 
+/* Whether every row of y, and of every image, lies to lines of the cache as the first one does. */
+static bool out_begins_lines(const gspi_out *out, const gsp_convolution *conv) {
+    const int64_t steps = out->row_step | (conv == NULL ? 0 : conv->y.image_step);
+    return steps % GSPI_VECTOR_FLOATS == 0 && (uintptr_t)out->y % sizeof(float) == 0;
+}
+
+static bool out_is_long(const gspi_out *out, const gsp_convolution *conv, int64_t samples) {
+    const int64_t floats = conv == NULL ? samples * out->rows : conv->images * conv->y.image_step;
+    return floats >= (conv == NULL ? GSPI_LONG_BYTES : GSPI_LONG_IMAGES) / (int64_t)sizeof(float);
+}
+
+/* Whether targets begin with a line, if rows do. */
+static bool out_is_aligned(const gspi_out *out) {
+    bool aligned = true;
+    for (int i = 0; i < out->targets; i++)
+        aligned = aligned &&
+                  ((uintptr_t)out->y / sizeof(float) + (uintptr_t)out->target[i].at) % V_LANES == 0;
+    return aligned;
+}
+
 /* add[i] is for tiles of i + 1 vectors of 64 bytes. */
 static void spmm_strips(const gsp_plan *plan, const gspi_product *product, int64_t first,
                         int64_t last, gspi_strips *const add[GSPI_TILE_VECTORS]) {
@@ -130,26 +153,28 @@ static void spmm_strips(const gsp_plan *plan, const gspi_product *product, int64
     const bool along = conv != NULL ? conv->y.col_step == 1 : product->y_sample == 1;
     const bool clamps = out_clamps(&out);
     const int64_t most = plan->x_stride / 64;
-    const int64_t vectors = gspi_ceil_div(product->samples, GSPI_VECTOR_FLOATS);
-    const int64_t tiles = gspi_ceil_div(vectors, most);
     const int64_t unit_bytes = GSPI_UNIT_ROWS * (int64_t)plan->x_stride;
-    const uintptr_t places = (uintptr_t)product->y | (uintptr_t)product->y_row * sizeof(float);
-    const bool streams = conv == NULL && along && places % 64 == 0 &&
-                         product->samples >= GSPI_LONG_BYTES / 4 / gspi_max(1, plan->matrix.rows);
+    const bool lines = along && out_begins_lines(&out, conv);
+    const bool streams = lines && out_is_long(&out, conv, product->samples);
+    /* Samples from the beginning of a line of y to the first one: the first tile has fewer by as many, if one more
+     * register does not matter. */
+    const bool begins = lines && product->samples >= GSPI_MANY_SAMPLES;
+    const int64_t lead = begins ? (int64_t)((uintptr_t)(out.y + product->first) % 64 / 4) : 0;
+    const int64_t vectors = gspi_ceil_div(lead + product->samples, GSPI_VECTOR_FLOATS);
     for (int64_t begin = first; begin < last; begin += GSPI_PANEL_BYTES / unit_bytes) {
         const int64_t end = gspi_min(begin + GSPI_PANEL_BYTES / unit_bytes, last);
         const int64_t row = begin * GSPI_UNIT_ROWS;
         const int64_t last_row = gspi_min(end * GSPI_UNIT_ROWS, plan->matrix.rows);
-        for (int64_t t = 0; t < tiles; t++) { /* of nearly the same size */
-            const int64_t from = t * vectors / tiles, to = (t + 1) * vectors / tiles;
-            gspi_samples s = {.left = from * GSPI_VECTOR_FLOATS};
-            s.count = gspi_min((to - from) * GSPI_VECTOR_FLOATS, product->samples - s.left);
+        for (int64_t from = 0, to; from < vectors; from = to) {
+            to = gspi_min(from + most, vectors);
+            gspi_samples s = {.left = gspi_max(0, from * GSPI_VECTOR_FLOATS - lead)};
+            s.count = gspi_min(to * GSPI_VECTOR_FLOATS - lead, product->samples) - s.left;
             s.registers = (int)(to - from) * (GSPI_VECTOR_FLOATS / V_LANES);
             if (conv != NULL) cut_runs(conv, product->first + s.left, s.count, &runs);
             if (along && conv != NULL) out_pixels(conv, &runs, s.registers, &out);
             else if (along) out_along(s, &out);
             const bool direct = along && clamps && out.targets == s.registers;
-            out.stream = streams && s.count == s.registers * V_LANES;
+            out.stream = streams && s.count == s.registers * V_LANES && out_is_aligned(&out);
             for (int64_t block = 0; block < plan->blocks; block++) {
                 if (conv == NULL) fill_tile(plan, product, s, block, tile);
                 else conv_fill(plan, product, &runs, block, tile, s.registers);
