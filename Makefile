@@ -70,10 +70,10 @@ bench-masks: $(EXTENSION)  ## Time the choice of masks against torch.topk (ARGS=
 # -------------------------------------------------------------------- tests
 
 .PHONY: test test-all pytest
-test: lint ctest tsan pytest asan  ## Run every test: lint first, the C code under sanitizers last
+test: lint ctest ctest-amx tsan pytest asan  ## Run every test: lint first, the C code under sanitizers last
 
 # Other random examples in every run, and more of them.
-test-all: arm-tools lint ctest tsan arm  ## The same with more random examples, with fuzzing, and for Arm
+test-all: arm-tools lint ctest ctest-amx tsan arm  ## The same with more random examples, with fuzzing, and for Arm
 	GSPATTERN_HYPOTHESIS=random $(MAKE) pytest
 	$(MAKE) asan fuzz
 
@@ -111,8 +111,10 @@ endef
 $(eval $(call compile,lib/objects,-O3 -fPIC))
 $(eval $(call compile,ctest,-O2 -g $(STRICT) -Icsrc))
 $(eval $(call compile,ctest-asan,-O1 -g $(STRICT) $(SANITIZE) -Icsrc))
+$(eval $(call compile,ctest-amx,-O1 -g $(STRICT) $(SANITIZE) -Icsrc))
+$(BUILD)/ctest-amx/csrc/kernels/%_amx.o: CFLAGS += -include tests/c/amx_model.h
 $(eval $(call compile,ctest-tsan,-O1 -g $(STRICT) $(SANITIZE_THREADS) -Icsrc))
--include $(shell find $(addprefix $(BUILD)/,lib ctest ctest-asan ctest-tsan) -name '*.d' 2>/dev/null)
+-include $(shell find $(addprefix $(BUILD)/,lib ctest ctest-asan ctest-amx ctest-tsan) -name '*.d' 2>/dev/null)
 
 .PHONY: lib
 LIB := $(BUILD)/lib
@@ -137,16 +139,17 @@ $(LIB)/gspattern.pc: csrc/gspattern.h gspattern/__init__.py Makefile
 
 C_TESTS := $(patsubst %.c,%,$(wildcard tests/c/test_*.c))
 FUZZERS := $(patsubst %.c,%,$(wildcard tests/fuzz/fuzz_*.c))
-# $(1): folder under BUILD, $(2): flags.
+# $(1): folder under BUILD, $(2): flags, $(3): the core.
 define link
-$(C_TESTS:%=$(BUILD)/$(1)/%): %: %.o $(CORE:%.c=$(BUILD)/$(1)/%.o)
+$(C_TESTS:%=$(BUILD)/$(1)/%): %: %.o $(3:%.c=$(BUILD)/$(1)/%.o)
 	$$(CC) $(2) $$^ $$(LIBS) -o $$@
-$(FUZZERS:%=$(BUILD)/$(1)/%): %: %.o $(BUILD)/$(1)/tests/fuzz/replay.o $(CORE:%.c=$(BUILD)/$(1)/%.o)
+$(FUZZERS:%=$(BUILD)/$(1)/%): %: %.o $(BUILD)/$(1)/tests/fuzz/replay.o $(3:%.c=$(BUILD)/$(1)/%.o)
 	$$(CC) $(2) $$^ $$(LIBS) -o $$@
 endef
-$(eval $(call link,ctest,))
-$(eval $(call link,ctest-asan,$(SANITIZE)))
-$(eval $(call link,ctest-tsan,$(SANITIZE_THREADS)))
+$(eval $(call link,ctest,,$(CORE)))
+$(eval $(call link,ctest-asan,$(SANITIZE),$(CORE)))
+$(eval $(call link,ctest-tsan,$(SANITIZE_THREADS),$(CORE)))
+$(eval $(call link,ctest-amx,$(SANITIZE),$(filter-out %/gsp_permission.c,$(CORE)) tests/c/amx_model.c))
 .SECONDARY:
 
 .PHONY: ctest ctest-fuzz ctest-asan
@@ -161,6 +164,14 @@ FUZZ_SECONDS ?= 3
 ctest-asan: $(C_TESTS:%=$(BUILD)/ctest-asan/%) $(FUZZERS:%=$(BUILD)/ctest-asan/%)
 	@for test in $(C_TESTS:%=$(BUILD)/ctest-asan/%); do ASAN_OPTIONS=detect_leaks=1 $$test; done
 	@for fuzz in $(FUZZERS:%=$(BUILD)/ctest-asan/%); do $$fuzz --seconds $(FUZZ_SECONDS); done
+
+# The kernels of AMX on a CPU without: with tiles in plain C, under sanitizers.
+AMX_TESTS := $(BUILD)/ctest-amx/tests/c/test_kernels $(BUILD)/ctest-amx/tests/c/test_guard
+AMX_FUZZER := $(BUILD)/ctest-amx/tests/fuzz/fuzz_multiply
+.PHONY: ctest-amx
+ctest-amx: $(if $(filter amx,$(TAKEN)),$(AMX_TESTS) $(AMX_FUZZER))
+	@for test in $(filter $(AMX_TESTS),$^); do $$test amx; done
+	@for fuzz in $(filter $(AMX_FUZZER),$^); do $$fuzz --seconds $(FUZZ_SECONDS); done
 
 # ---------------------------------------------------------------------- Arm
 

@@ -256,14 +256,18 @@ typedef enum gsp_backend {
     GSP_AVX512_BASE = 2,
     GSP_AVX512 = 3,
     GSP_NEON = 4, /* 64-bit Arm */
+    GSP_AMX = 5, /* AVX-512 with VBMI2, and AMX with BF16 and INT8 */
 } gsp_backend;
-#define GSP_BACKENDS 5
+#define GSP_BACKENDS 6
 
-/* "scalar", "avx2", "avx512_base", "avx512", "neon"; NULL for anything else. */
+/* "scalar", "avx2", "avx512_base", "avx512", "neon", "amx"; NULL for anything else. */
 GSP_API const char *gsp_backend_name(gsp_backend backend);
 /* Writes the backends that this CPU and this build can run, best first, scalar last; returns how
  * many. */
 GSP_API int gsp_backends(gsp_backend backends[GSP_BACKENDS]);
+/* Why a backend is not among them, in words; NULL if it is. AMX is one that the operating system
+ * must allow: it is asked once, by the first call of this, gsp_backends or gsp_plan_create. */
+GSP_API const char *gsp_backend_missing(gsp_backend backend);
 
 /* A matrix laid out for one kernel. Immutable: any number of threads may multiply with one plan
  * at once. */

@@ -64,13 +64,20 @@ _chosen: ContextVar[str | None] = ContextVar("gspattern_backend", default=None)
 
 
 def backends() -> tuple[str, ...]:
-    """Names of the instruction sets that this CPU and this build can run, best first; "scalar" is the last."""
+    """Names of the instruction sets that this CPU and this build can run, best first; "scalar" is the last.
+
+    `CpuInfo.missing` says why another is not among them.
+    """
     return _core.backends()
 
 
 def _check_backend(name: str, what: str) -> str:
     if name not in backends():
-        raise ValueError(f"{what} must be one of {', '.join(backends())} on this CPU, got {name!r}")
+        why = _core.missing_backends().get(name)
+        raise ValueError(
+            f"{what} must be one of {', '.join(backends())} on this CPU, got {name!r}"
+            + (f": {why}" if why else "")
+        )
     return name
 
 
@@ -177,6 +184,8 @@ class CpuInfo:
         Bytes of "L1d", "L2", "L3", as far as known.
     backends : tuple of str
         Names that `use_backend` takes, best first.
+    missing : dict of str to str
+        Why it does not take each of the others.
     """
 
     name: str
@@ -184,6 +193,7 @@ class CpuInfo:
     cores: int
     caches: dict[str, int]
     backends: tuple[str, ...]
+    missing: dict[str, str]
 
 
 _FEATURES = (
@@ -220,6 +230,7 @@ def cpu_info() -> CpuInfo:
         cores=len(affinity(0)) if affinity else os.cpu_count() or 1,
         caches=caches,
         backends=backends(),
+        missing=_core.missing_backends(),
     )
 
 
@@ -248,8 +259,7 @@ def plan_for(matrix: Matrix, n: int = 1, x: npt.DTypeLike | None = None) -> Plan
         of samples, if more slowly.
     x : dtype, optional
         That in which x is multiplied: int8 (each sample rounded to 8 bits) for an int8 matrix, if not given;
-        bfloat16 for a bfloat16 matrix and bfloat16 x; float64 for a float64 matrix; else float32. One plan for
-        bfloat16 or int8 serves any number of columns.
+        bfloat16 for a bfloat16 matrix and bfloat16 x; float64 for a float64 matrix; else float32.
 
     Returns
     -------
@@ -269,13 +279,11 @@ def plan_for(matrix: Matrix, n: int = 1, x: npt.DTypeLike | None = None) -> Plan
     dtype = usual if x is None else np.dtype(x)
     if dtype not in (usual, _dtype_of(matrix)) and not dtype == matrix.dtype == _BFLOAT16:
         raise TypeError(f"a matrix of {matrix.dtype} is not multiplied with x in {dtype}")
-    if dtype in _NARROW_NUMBERS:
-        n = 1
-    elif 1 < n < _MANY_COLUMNS:
+    if 1 < n and (n < _MANY_COLUMNS or dtype in _NARROW_NUMBERS):
         few = plan_for(matrix, 1, dtype)
-        if few.strided and n <= few.most:
+        if n <= few.most and (few.strided or dtype in _NARROW_NUMBERS):
             return few
-        n = _MANY_COLUMNS
+        n = max(n, _MANY_COLUMNS)
     # Plans for columns are made for tiles of 16, 32, 48 or 64 of them, and serve any number.
     key: Any = _chosen.get() if n == 1 else (_chosen.get(), max(1, min(-(-n // 16), 4)))
     if dtype != usual:
@@ -380,7 +388,8 @@ def multiply(matrix: Matrix, x: npt.ArrayLike) -> Array:
         )
     y: Array
     if dtype == _BFLOAT16 or matrix.dtype == _INT8:
-        plan = plan_for(matrix, 1, dtype if dtype == _BFLOAT16 else None)
+        samples = 1 if array.ndim == 1 else array.shape[1]
+        plan = plan_for(matrix, max(1, samples), dtype if dtype == _BFLOAT16 else None)
         if array.ndim == 1 or (array.flags.c_contiguous and plan.strided):
             y = plan.multiply(_bits(np.ascontiguousarray(array), dtype))
         else:
@@ -491,7 +500,9 @@ def linear(
         bias = np.ascontiguousarray(_operand(bias, dtype, "bias"))
     if residual is not None:
         residual = np.ascontiguousarray(_operand(residual, dtype, "residual"))
+    samples = math.prod(array.shape[:-1])
     if dtype == _BFLOAT16:
-        return _linear_bfloat16(plan_for(matrix, 1, dtype), array, bias, number, residual, out)
-    plan = plan_for_samples(matrix, math.prod(array.shape[:-1]))
+        plan = plan_for(matrix, max(1, samples), dtype)
+        return _linear_bfloat16(plan, array, bias, number, residual, out)
+    plan = plan_for_samples(matrix, samples)
     return plan.linear(array, bias, number, residual, out)

@@ -196,6 +196,14 @@ def bound(plan: Plan, shape: tuple[int, int], n: int, others: int | None = None)
     form = re.search(r"_(?:spmv|spmm)_([a-z]+)(\d*)__", plan.kernel)
     kind, width = (form[1], int(form[2] or 0)) if form else ("", 0)
     lanes = probes.lanes
+    if kind == "tiles":
+        # Tiles are dense; what it takes to expand them is not known without measuring the kernel.
+        dtype = "int8" if "_i8_" in plan.kernel else "bfloat16"
+        size = 4 if dtype == "int8" else 2
+        moved = plan.bytes + size * n * (shape[0] + shape[1])
+        products = _PRODUCTS[dtype][0][1]
+        seconds = plan.slots * n / lanes / products * probes.fma
+        return Bound({"bytes": read_time(moved), "fma": seconds})
     if plan.columns:
         registers = plan.slots * -(-n // lanes)
         # Four rows of a block share the register that is loaded; else every multiply-add has its own.

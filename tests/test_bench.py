@@ -668,7 +668,7 @@ def aligned(nbytes):
     return roofline._memory(nbytes)
 
 
-LANES = {"avx512": 16, "avx512_base": 16, "avx2": 8, "neon": 4, "scalar": 1}
+LANES = {"amx": 16, "avx512": 16, "avx512_base": 16, "avx2": 8, "neon": 4, "scalar": 1}
 
 
 @pytest.mark.parametrize("backend", gs.backends())
@@ -686,7 +686,7 @@ def test_probes_of_narrow_numbers(kind, feature):
     features = gs.cpu_info().features
     has = feature in features and {"avx512_vbmi", "avx512vbmi"}.intersection(features)
     for backend in gs.backends():
-        if backend == "avx512" and has:
+        if backend in ("amx", "avx512") and has:
             items, width, result = _core.probe(backend, kind, aligned(3072), 5)
             assert (items, width) == (5 * 48, 16)
             assert math.isfinite(result)

@@ -42,6 +42,7 @@ PATTERNS = [
 ]
 SIZES = [1, 15, 16, 17, 31, 33, 63, 65, 127]
 BACKENDS = gs.backends()
+BEST_OF_FLOATS = next(name for name in BACKENDS if name != "amx")  # which has others only
 rng = np.random.default_rng(7)
 
 
@@ -448,8 +449,8 @@ def test_a_plan_is_immutable_and_described():
     assert plans.plan_for(sample, 2) is plans.plan_for(sample, plan.most) is plan
     assert plans.plan_for(sample, plan.most + 1) is plans.plan_for(sample, 16) is not plan
     assert plans.plan_for(sample, 49) is plans.plan_for(sample, 1000) is not plan
-    assert plan.backend == BACKENDS[0]
-    assert plan.kernel.endswith(BACKENDS[0])
+    assert plan.backend == BEST_OF_FLOATS
+    assert plan.kernel.endswith(BEST_OF_FLOATS)
     assert plan.entries == np.count_nonzero(sample.dense)
     assert plan.slots >= plan.entries
     assert plan.efficiency == plan.entries / plan.slots
@@ -610,12 +611,20 @@ def test_many_threads_share_a_plan():
 def test_backends_are_listed_best_first():
     assert BACKENDS[-1] == "scalar"
     assert list(BACKENDS) == [
-        name for name in ("neon", "avx512", "avx512_base", "avx2", "scalar") if name in BACKENDS
+        name
+        for name in ("amx", "neon", "avx512", "avx512_base", "avx2", "scalar")
+        if name in BACKENDS
     ]
     flags = gs.cpu_info().features
     if sys.platform == "linux" and flags:
         assert ("avx2" in BACKENDS) == ("avx2" in flags and "fma" in flags)
     assert gs.cpu_info().backends == BACKENDS
+    assert not set(gs.cpu_info().missing) & set(BACKENDS)
+    assert all(gs.cpu_info().missing.values())
+    if "amx" not in BACKENDS:
+        assert gs.cpu_info().missing["amx"]
+        with pytest.raises(ValueError, match=r"got 'amx': (the|it)"), gs.use_backend("amx"):
+            pass
 
 
 def test_use_backend_is_of_one_thread_and_ends():
@@ -630,7 +639,7 @@ def test_use_backend_is_of_one_thread_and_ends():
         assert plans.plan_for(sample).backend == "scalar"
     assert seen == [before]
     assert gs.backend() == before
-    assert plans.plan_for(sample).backend == BACKENDS[0]
+    assert plans.plan_for(sample).backend == BEST_OF_FLOATS
     with pytest.raises(ValueError, match=r"one of .*scalar.* got 'neon9'"), gs.use_backend("neon9"):
         pass
 

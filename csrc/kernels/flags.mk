@@ -5,6 +5,7 @@
 ISA_avx2 = -mavx2 -mfma
 ISA_avx512 = -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma
 ISA_avx512bf16 = -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vbmi -mavx512bf16 -mavx2 -mfma
+ISA_amx = -mamx-tile -mamx-bf16 -mamx-int8 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vbmi2 -mavx2 -mfma -mpopcnt
 ISA_avx512vnni = -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vbmi -mavx512vnni -mavx2 -mfma
 # What every 64-bit Arm CPU has. The last word is one that compilers for 32-bit Arm refuse: they do not get these files.
 ISA_neon = -march=armv8-a+nosve

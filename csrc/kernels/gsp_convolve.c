@@ -20,7 +20,7 @@ static gsp_status check_cols(const int64_t *cols, int64_t images, int64_t most) 
 }
 
 static gsp_status check(const gsp_plan *plan, const gsp_convolution *c) {
-    GSP_CHECK(plan->entry->op == GSPI_SPMM, GSP_ERROR_SHAPE);
+    GSP_CHECK(plan->entry->op == GSPI_SPMM && plan->entry->form != GSPI_TILES, GSP_ERROR_SHAPE);
     GSP_CHECK(is_size(c->images, 0) && is_size(c->channels, 0), GSP_ERROR_SHAPE);
     GSP_TRY(check_images(&c->x));
     GSP_TRY(check_images(&c->y));

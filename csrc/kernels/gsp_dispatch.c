@@ -13,10 +13,13 @@
 
 #define GSP_KERNEL(function, op, backend, dtypes, kinds, form, lanes, width, cost, most)           \
     {#function, function, GSPI_##op, GSP_##backend, dtypes,    kinds, GSPI_##form,                 \
-     lanes,     width,    cost,      most,          F32 | F64, 0},
+     lanes,     width,    cost,      most,          F32 | F64, 0,     0},
 #define GSP_NARROW(function, backend, dtypes, operands, form, lanes, width, cost, needs)           \
     {#function, function, GSPI_SPMV, GSP_##backend, dtypes, ALL, GSPI_##form, lanes,               \
-     width,     cost,     0,         operands,      needs},
+     width,     cost,     0,         operands,      needs,  0},
+#define GSP_TILES(function, backend, dtypes, operands, width, cost, expand)                        \
+    {#function, function, GSPI_SPMM, GSP_##backend, dtypes, ALL,   GSPI_TILES, 16,                 \
+     width,     cost,     0,         operands,      0,      expand},
 const gspi_entry gspi_kernels[] = {
 #include "kernels.inc"
     {0},

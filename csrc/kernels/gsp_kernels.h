@@ -13,11 +13,12 @@ typedef enum gspi_form {
     GSPI_TABLES, /* register tables: quads of four strips of rows, or of four steps of one strip */
     GSPI_WIDE, /* blocks cut into runs of `lanes` columns of one row */
     GSPI_TALL, /* blocks cut into runs of `lanes` rows of one column */
-    /* Narrow: 8 or 16 bits of value, or of x. Their kernels take any number of samples and do all of the epilogue. */
+    /* Narrow: x in 8 or 16 bits. Their kernels take any number of samples and do all of the epilogue. */
     GSPI_ROWS, /* rows one by one, as floats with 32-bit columns */
     GSPI_FLOATS, /* strips of rows; tables of floats, a slot of each row in a step */
     GSPI_PAIRS, /* the same with tables of bfloat16, and two slots of a row side by side */
     GSPI_BYTES, /* the same with tables of 8 bits, and four slots */
+    GSPI_TILES, /* dense, but packed: a bit for each element, and those that are there. SpMM */
 } gspi_form;
 
 typedef enum gspi_op { GSPI_SPMV, GSPI_SPMM } gspi_op;
@@ -28,6 +29,8 @@ typedef enum gspi_op { GSPI_SPMV, GSPI_SPMM } gspi_op;
 #define GSPI_BF16 4u
 /* Those that this CPU has. */
 uint32_t gspi_features(void);
+/* Why AMX cannot be used, or NULL. The first call asks the operating system for it. */
+const char *gspi_amx_missing(void);
 
 /* How a sample of x was rounded to 8 bits: q = clamp(rint(x * inverse) + zero, 0, 255). */
 typedef struct gspi_quantum {
@@ -68,6 +71,7 @@ typedef struct gspi_entry {
     float most; /* SpMV: samples up to which SpMM is not faster, if nothing is padded */
     uint32_t operands; /* bit set of gsp_dtype: what gsp_plan_create_for was asked for */
     uint32_t needs; /* features */
+    float expand; /* GSPI_TILES: cost of 64 slots, whatever the samples; `cost` is for one */
 } gspi_entry;
 
 /* The list, best first, ends in a row without a name. */
@@ -127,8 +131,12 @@ struct gsp_plan {
      * tables[item]. First their positions, a byte each: strip after strip, [row][slot], but that with fewer than four
      * slots, the positions of 4 / slots strips are the bytes of words; then values as in the matrix,
      * [strip][row][slot]. */
+    /* GSPI_TILES: a unit is GSPI_TILE_ROWS rows, its columns are x_size / width steps. A step is two tiles of
+     * 16 rows, a tile 16 lines of 64 bytes: those of 4 / value size columns, [row][column]. positions has a bit for
+     * every value of a line, lines one after the other; packed the values whose bit is set, those of the unit from
+     * value start[unit] on. 64 bytes may be read behind the last. */
     float *scales; /* place -> scale of the row, if the operand is GSP_INT8 */
-    int32_t *weights; /* place -> sum of the row's values, GSPI_BYTES */
+    int32_t *weights; /* place -> sum of the row's values, GSPI_BYTES and GSPI_TILES */
 
     /* GSPI_STRIPS, GSPI_STACKS: units of GSPI_UNIT_ROWS rows, and `blocks` blocks of block_cols columns, of which a
      * kernel copies up to x_stride bytes each to a tile. That block of the unit has the strips
@@ -141,6 +149,8 @@ struct gsp_plan {
 };
 
 #define GSPI_UNIT_ROWS 256
+#define GSPI_TILE_ROWS 32 /* of a unit of GSPI_TILES */
+#define GSPI_MOST_TILE_COLS 8192 /* so that 16 samples of x fit a copy on the stack */
 #define GSPI_TILE_VECTORS 2 /* of 64 bytes: 32 samples, and x_stride is 64 or 128 */
 #define GSPI_MOST_BLOCK_COLS 256 /* so that positions are bytes */
 
@@ -212,8 +222,7 @@ gsp_status gspi_check_epilogue(const gsp_epilogue *epilogue);
 
 #define GSP_KERNEL(function, ...) gspi_kernel function;
 #define GSP_NARROW(function, ...) gspi_kernel function;
+#define GSP_TILES(function, ...) gspi_kernel function;
 #include "kernels.inc"
-#undef GSP_KERNEL
-#undef GSP_NARROW
 
 #endif

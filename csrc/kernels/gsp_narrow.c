@@ -1,7 +1,15 @@
 /* x for narrow forms: brought into the order of the plan, and to floats, bfloat16 or bytes, one sample at a time. */
 #include "gsp_narrow.h"
 
-static bool is_bytes(const gsp_plan *plan) { return plan->entry->form == GSPI_BYTES; }
+/* What the kernel multiplies: bytes, bfloat16, or else floats. */
+static bool is_bytes(const gsp_plan *plan) {
+    return plan->entry->form == GSPI_BYTES ||
+           (plan->entry->form == GSPI_TILES && plan->operand == GSP_INT8);
+}
+static bool is_bfloat16(const gsp_plan *plan) {
+    return plan->entry->form == GSPI_PAIRS ||
+           (plan->entry->form == GSPI_TILES && plan->operand == GSP_BFLOAT16);
+}
 
 bool gspi_narrow_copies(const gsp_plan *plan, int64_t x_col) {
     switch (plan->entry->form) {
@@ -12,7 +20,7 @@ bool gspi_narrow_copies(const gsp_plan *plan, int64_t x_col) {
 }
 
 int64_t gspi_narrow_size(const gsp_plan *plan) {
-    return is_bytes(plan) ? 1 : plan->entry->form == GSPI_PAIRS ? 2 : 4;
+    return is_bytes(plan) ? 1 : is_bfloat16(plan) ? 2 : 4;
 }
 
 /* Not a power of two, so that samples do not fall on one another in the cache. */
@@ -63,7 +71,7 @@ static gspi_quantum quantize(const gsp_plan *plan, const float *x, int64_t size,
 gspi_quantum gspi_narrow_copy(const gsp_plan *plan, const void *x, int64_t x_col, void *copy,
                               float *room) {
     if (plan->operand == GSP_BFLOAT16) {
-        if (plan->entry->form == GSPI_PAIRS) order_bfloat16(plan, x, x_col, copy);
+        if (is_bfloat16(plan)) order_bfloat16(plan, x, x_col, copy);
         else order_widened(plan, x, x_col, copy);
         return (gspi_quantum){0};
     }

@@ -84,8 +84,7 @@ static gsp_status make(gsp_plan *plan, const gsp_matrix *matrix, const gspi_entr
     plan->matrix.indptr = plan->matrix.row_order = NULL;
     plan->matrix.scales = NULL;
     if (plan->operand == GSP_BFLOAT16 || plan->operand == GSP_INT8) {
-        plan->most = (int64_t)1 << 30; /* there is no other */
-        return gspi_plan_narrow(plan, matrix, first, end, features);
+        return gspi_plan_narrow(plan, matrix, first, end, features, n);
     }
     GSP_TRY(own(plan, matrix->scales, (size_t)matrix->rows * sizeof(float), &plan->matrix.scales));
     if (n < GSPI_MANY_COLUMNS) {

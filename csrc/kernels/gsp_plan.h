@@ -42,7 +42,13 @@ gsp_status gspi_plan_rows(gsp_plan *plan, const gsp_matrix *matrix, const gspi_e
                           const gspi_entry *end, int64_t n);
 /* The same for x in 8 or 16 bits, as gsp_plan_create_for takes it. */
 gsp_status gspi_plan_narrow(gsp_plan *plan, const gsp_matrix *matrix, const gspi_entry *first,
-                            const gspi_entry *end, uint32_t features);
+                            const gspi_entry *end, uint32_t features, int64_t n);
+/* GSPI_TILES: whether an entry takes the matrix; samples up to which a kernel for few that costs so much for 64 elements
+ * is not slower, which needs plan->entries; and the packing of rows in their natural order. */
+bool gspi_takes_tiles(const gspi_entry *entry, const gsp_plan *plan, const gsp_matrix *matrix);
+int64_t gspi_tiles_most(const gsp_plan *plan, const gsp_matrix *matrix, const gspi_entry *tiles,
+                        float few_cost);
+gsp_status gspi_pack_tiles(gsp_plan *plan, const gspi_rows *list);
 /* Places of one bank in x as the kernel sees it: interleaved banks are brought together if rows are balanced over
  * them. 0 leaves x as it is. */
 int64_t gspi_bank_stride(const gsp_matrix *matrix);

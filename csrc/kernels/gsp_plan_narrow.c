@@ -97,8 +97,9 @@ static gsp_status floats_are_exact(gsp_context *context, const gsp_matrix *matri
 
 static bool takes(const gspi_entry *entry, const gsp_plan *plan, const gsp_matrix *matrix,
                   uint32_t features, bool exact) {
-    if (!(entry->operands >> plan->operand & 1) || !(entry->dtypes >> matrix->dtype & 1) ||
-        !(entry->kinds >> matrix->pattern.kind & 1) || (entry->needs & ~features) != 0)
+    if (entry->op != GSPI_SPMV || !(entry->operands >> plan->operand & 1) ||
+        !(entry->dtypes >> matrix->dtype & 1) || !(entry->kinds >> matrix->pattern.kind & 1) ||
+        (entry->needs & ~features) != 0)
         return false;
     switch (entry->form) {
     case GSPI_ROWS: return true;
@@ -203,7 +204,7 @@ static gsp_status order_scales(gsp_plan *plan, const float *scales, const gspi_r
     gspi_clear(plan->weights, places * sizeof *plan->weights);
     for (int64_t place = 0; place < list->rows; place++) {
         plan->scales[place] = scales[order == NULL ? place : order[place]];
-        if (plan->entry->form == GSPI_BYTES)
+        if (plan->entry->form == GSPI_BYTES || plan->entry->form == GSPI_TILES)
             for (uint64_t e = list->start[place]; e < list->start[place + 1]; e++)
                 plan->weights[place] += (int32_t)list->elements[e].value;
     }
@@ -262,41 +263,64 @@ static gsp_status pack_rows(gsp_plan *plan, const gspi_rows *list) {
 
 /* ------------------------------------------------------------------- plan */
 
+/* What 64 slots cost at least, by a kernel of [first, end). */
+static float least_cost(const gspi_entry *first, const gspi_entry *end, const gsp_plan *plan,
+                        const gsp_matrix *matrix, uint32_t features, bool exact) {
+    float least = first->cost;
+    for (const gspi_entry *entry = first; entry < end; entry++)
+        if (takes(entry, plan, matrix, features, exact) && entry->cost < least) least = entry->cost;
+    return least;
+}
+
 gsp_status gspi_plan_narrow(gsp_plan *plan, const gsp_matrix *matrix, const gspi_entry *first,
-                            const gspi_entry *end, uint32_t features) {
+                            const gspi_entry *end, uint32_t features, int64_t n) {
     gsp_context *context = plan->context;
     bool exact = true;
     if (plan->operand == GSP_INT8) GSP_TRY(floats_are_exact(context, matrix, &exact));
+    const gspi_entry *many = first;
+    while (many < end && !gspi_takes_tiles(many, plan, matrix)) many++;
     while (first < end && !takes(first, plan, matrix, features, exact)) first++;
-    GSP_CHECK(first < end, GSP_ERROR_DTYPE);
+    GSP_CHECK(first < end || many < end, GSP_ERROR_DTYPE);
     const gspi_entry *last = first;
     while (last < end && last->backend == first->backend) last++;
-    plan->entry = first;
-    const bool tables = plan->entry->form != GSPI_ROWS;
-    plan->bank_stride = tables ? gspi_bank_stride(matrix) : 0;
-    plan->x_size = plan->bank_stride > 0 ? plan->bank_stride * matrix->pattern.banks : matrix->cols;
     gspi_rows list = {0};
     uint32_t *counts = gspi_alloc(context, (size_t)matrix->rows, sizeof *counts);
     uint32_t *order = gspi_alloc(context, (size_t)matrix->rows, sizeof *order);
     gsp_status status = counts != NULL && order != NULL ? GSP_OK : GSP_ERROR_MEMORY;
-    if (status == GSP_OK && tables) {
+    bool natural = true;
+    if (status == GSP_OK) {
         gspi_count_rows(matrix, counts);
-        status = gspi_fullest_first(context, matrix, counts, order);
+        for (int64_t row = 0; row < matrix->rows; row++) plan->entries += counts[row];
+        plan->most = many == end ? (int64_t)1 << 30 /* there is no other */
+                     : first == end
+                         ? 0
+                         : gspi_tiles_most(plan, matrix, many,
+                                           least_cost(first, last, plan, matrix, features, exact));
+        plan->entry = first;
+        if (first == end || n > plan->most) {
+            plan->entry = many;
+            plan->most = 0;
+        }
+        natural = plan->entry->form == GSPI_ROWS || plan->entry->form == GSPI_TILES;
+        plan->bank_stride = natural ? 0 : gspi_bank_stride(matrix);
+        plan->x_size =
+            plan->bank_stride > 0 ? plan->bank_stride * matrix->pattern.banks : matrix->cols;
+        if (!natural) status = gspi_fullest_first(context, matrix, counts, order);
     }
     if (status == GSP_OK)
-        status = gspi_decode_rows(context, matrix, tables ? order : NULL, plan->bank_stride, &list);
-    if (status == GSP_OK) {
-        plan->entries = list.entries;
-        if (tables) {
-            const candidate best = choose(plan, matrix, &list, first, last, features, exact);
-            plan->entry = best.entry;
-            status = pack_tables(plan, &list, order, &best);
-        } else {
-            status = pack_rows(plan, &list);
-        }
+        status =
+            gspi_decode_rows(context, matrix, natural ? NULL : order, plan->bank_stride, &list);
+    if (status == GSP_OK && plan->entry->form == GSPI_TILES) {
+        status = gspi_pack_tiles(plan, &list);
+    } else if (status == GSP_OK && plan->entry->form == GSPI_ROWS) {
+        status = pack_rows(plan, &list);
+    } else if (status == GSP_OK) {
+        const candidate best = choose(plan, matrix, &list, first, last, features, exact);
+        plan->entry = best.entry;
+        status = pack_tables(plan, &list, order, &best);
     }
     if (status == GSP_OK && plan->operand == GSP_INT8)
-        status = order_scales(plan, matrix->scales, &list, tables ? order : NULL);
+        status = order_scales(plan, matrix->scales, &list, natural ? NULL : order);
     gspi_free_rows(context, &list);
     gspi_free(context, order);
     gspi_free(context, counts);

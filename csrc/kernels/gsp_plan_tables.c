@@ -40,10 +40,7 @@
     _Static_assert(GSPI_##form != GSPI_TABLES ||                                                   \
                        ((width) <= MAX_WIDTH && ((lanes) == 4 || (lanes) == 8 || (lanes) == 16)),  \
                    #function);
-#define GSP_NARROW(...)
 #include "kernels.inc"
-#undef GSP_KERNEL
-#undef GSP_NARROW
 
 typedef struct {
     int64_t width, grain; /* powers of two */

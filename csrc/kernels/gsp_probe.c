@@ -33,7 +33,8 @@ float gspi_probe__scalar(gspi_probe_kind kind, const float *memory, size_t bytes
 /* Narrow numbers: what some CPUs with AVX-512 have. */
 static gspi_probe_loop *narrow_loop_of(gsp_backend backend, gspi_probe_kind kind) {
     const uint32_t needs = GSPI_VBMI | (kind == GSPI_PROBE_PAIRS ? GSPI_BF16 : GSPI_VNNI);
-    if (backend != GSP_AVX512 || (gspi_features() & needs) != needs) return NULL;
+    if ((backend != GSP_AVX512 && backend != GSP_AMX) || (gspi_features() & needs) != needs)
+        return NULL;
 #ifdef GSP_HAVE_AVX512BF16
     if (kind == GSPI_PROBE_PAIRS) return gspi_probe__avx512bf16;
 #endif
@@ -52,7 +53,8 @@ static gspi_probe_loop *loop_of(gsp_backend backend, gspi_probe_kind kind) {
 #endif
 #ifdef GSP_HAVE_AVX512
     case GSP_AVX512_BASE:
-    case GSP_AVX512: return gspi_probe__avx512;
+    case GSP_AVX512:
+    case GSP_AMX: return gspi_probe__avx512;
 #endif
 #ifdef GSP_HAVE_NEON
     case GSP_NEON: return gspi_probe__neon;
@@ -67,7 +69,8 @@ int gspi_probe_lanes(gsp_backend backend) {
     case GSP_NEON: return 4;
     case GSP_AVX2: return 8;
     case GSP_AVX512_BASE:
-    case GSP_AVX512: return 16;
+    case GSP_AVX512:
+    case GSP_AMX: return 16;
     }
     return 1;
 }

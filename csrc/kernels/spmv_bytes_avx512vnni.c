@@ -1,4 +1,4 @@
-/* SpMV of int8 values with x in 8 bits, with AVX-512 VBMI and VNNI, for one to five samples at once: register tables
+/* SpMV of int8 values with x in 8 bits, with AVX-512 VBMI and VNNI, for one to eight samples at once: register tables
  * with four slots of each row side by side.
  *
  *     for every two strips of 16 rows:               sum[16] = 0, for each, 32-bit integers

@@ -1,4 +1,4 @@
-/* SpMV in bfloat16 with AVX-512 VBMI and BF16, for one to five samples at once: register tables with two slots of each
+/* SpMV in bfloat16 with AVX-512 VBMI and BF16, for one to eight samples at once: register tables with two slots of each
  * row side by side.
  *
  *     for every two strips of 16 rows:               sum[16] = 0, for each

@@ -358,7 +358,24 @@ static PyObject *backends(PyObject *module, PyObject *unused) {
     return names;
 }
 
+static PyObject *missing_backends(PyObject *module, PyObject *unused) {
+    (void)module;
+    (void)unused;
+    PyObject *reasons = PyDict_New();
+    for (int i = GSP_BACKENDS - 1; reasons != NULL && i >= 0; i--) {
+        const char *missing = gsp_backend_missing((gsp_backend)i);
+        if (missing == NULL) continue;
+        PyObject *reason = PyUnicode_FromString(missing);
+        if (reason == NULL ||
+            PyDict_SetItemString(reasons, gsp_backend_name((gsp_backend)i), reason) < 0)
+            Py_CLEAR(reasons);
+        Py_XDECREF(reason);
+    }
+    return reasons;
+}
+
 PyMethodDef gsp_py_kernels_methods[] = {
+    {"missing_backends", missing_backends, METH_NOARGS, "Why each of the others is not run."},
     {"backends", backends, METH_NOARGS,
      "Names of the backends that this CPU and this build run, best first."},
     {"plan", create, METH_VARARGS,

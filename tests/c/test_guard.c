@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "gsp_sample.h"
+#include "kernels/gsp_narrow.h"
 
 /* ------------------------------------------------------------------- pages */
 
@@ -114,6 +115,18 @@ static void kept_release(void *user, void *memory) {
     }
 }
 
+/* The one backend to test, by name; NULL: all. */
+static const char *only;
+
+static int tested_backends(gsp_backend backends[GSP_BACKENDS]) {
+    const int all = gsp_backends(backends);
+    int count = 0;
+    for (int i = 0; i < all; i++)
+        if (only == NULL || strcmp(gsp_backend_name(backends[i]), only) == 0)
+            backends[count++] = backends[i];
+    return count;
+}
+
 /* ---------------------------------------------------------------- products */
 
 static char what[256];
@@ -127,11 +140,13 @@ static void on_fault(int number) {
     _exit(done > 0 ? 1 : 2);
 }
 
-static void fill(void *to, bool wide, int64_t count, uint64_t *state) {
+/* Whole numbers as float64, float32 or bfloat16. */
+static void fill(void *to, size_t size, int64_t count, uint64_t *state) {
     for (int64_t i = 0; i < count; i++) {
         const double value = (double)gsp_test_below(state, 17) - 8;
-        if (wide) ((double *)to)[i] = value;
-        else ((float *)to)[i] = (float)value;
+        if (size == 8) ((double *)to)[i] = value;
+        else if (size == 4) ((float *)to)[i] = (float)value;
+        else ((uint16_t *)to)[i] = gspi_to_bfloat16((float)value);
     }
 }
 
@@ -140,8 +155,7 @@ static void fill(void *to, bool wide, int64_t count, uint64_t *state) {
 static void check_product(const gsp_plan *plan, const gsp_matrix *matrix, bool x_along,
                           bool y_along, int64_t samples, int64_t gap, bool at_end,
                           uint64_t *state) {
-    const bool wide = matrix->dtype == GSP_FLOAT64;
-    const size_t size = wide ? 8 : 4;
+    const size_t size = plan->operand == GSP_FLOAT64 ? 8 : plan->operand == GSP_BFLOAT16 ? 2 : 4;
     const int64_t rows = matrix->rows, cols = matrix->cols;
     const int64_t x_line = (x_along ? samples : cols) + gap,
                   y_line = (y_along ? samples : rows) + gap;
@@ -152,10 +166,10 @@ static void check_product(const gsp_plan *plan, const gsp_matrix *matrix, bool x
 
     char *x = gsp_test_bytes(x_count * size), *bias = gsp_test_bytes((size_t)rows * size),
          *residual = gsp_test_bytes(y_count * size), *y = gsp_test_bytes(y_count * size);
-    fill(x, wide, (int64_t)x_count, state);
-    fill(bias, wide, rows, state);
-    fill(residual, wide, (int64_t)y_count, state);
-    fill(y, wide, (int64_t)y_count, state);
+    fill(x, size, (int64_t)x_count, state);
+    fill(bias, size, rows, state);
+    fill(residual, size, (int64_t)y_count, state);
+    fill(y, size, (int64_t)y_count, state);
     pages gx = guard_constant(x, x_count * size, at_end),
           gb = guard_constant(bias, (size_t)rows * size, at_end),
           gr = guard_constant(residual, y_count * size, at_end),
@@ -196,7 +210,7 @@ static void check_matrix(gsp_context *context, const gsp_shape *shape, gsp_dtype
     kept.tight = true;
     EXPECT_INT(gsp_sample_make(context, shape, dtype, seed, &sample), GSP_OK);
     gsp_backend backends[GSP_BACKENDS];
-    const int count = gsp_backends(backends);
+    const int count = tested_backends(backends);
     uint64_t state = seed * 2 + 1;
     for (int at_end = 0; at_end < 2; at_end++) {
         gsp_matrix matrix = sample.matrix;
@@ -213,8 +227,14 @@ static void check_matrix(gsp_context *context, const gsp_shape *shape, gsp_dtype
         if (matrix.row_order != NULL)
             matrix.row_order = (const uint32_t *)(const void *)arrays[3].data;
         if (matrix.scales != NULL) matrix.scales = (const float *)(const void *)arrays[4].data;
-        for (int b = 0; b < count; b++)
+        /* x in the dtype of the matrix, where there is such a product, and in floats. */
+        const int operands = dtype == GSP_BFLOAT16 || dtype == GSP_INT8 ? 2 : 1;
+        for (int b = 0; b < operands * count; b++)
             for (int n = 0; n < NUMBERS; n++) {
+                const gsp_backend backend = backends[b % count];
+                const gsp_dtype operand = b >= count             ? dtype
+                                          : dtype == GSP_FLOAT64 ? GSP_FLOAT64
+                                                                 : GSP_FLOAT32;
                 const char *place = at_end ? "before" : "behind";
                 const gsp_pattern *p = &shape->pattern;
                 const int length = snprintf(
@@ -223,10 +243,11 @@ static void check_matrix(gsp_context *context, const gsp_shape *shape, gsp_dtype
                     "%s, n = %d, %s an edge, ",
                     p->kind, p->banks, p->per_row, p->block_rows, p->block_cols, p->nm_n, p->nm_m,
                     p->layout, shape->scatter, (long long)shape->rows, (long long)shape->cols,
-                    dtype, gsp_backend_name(backends[b]), (int)numbers[n], place);
+                    dtype, gsp_backend_name(backend), (int)numbers[n], place);
                 gsp_plan *plan = NULL;
-                EXPECT_INT(gsp_plan_create(context, &matrix, backends[b], numbers[n], &plan),
-                           GSP_OK);
+                EXPECT_INT(
+                    gsp_plan_create_for(context, &matrix, backend, numbers[n], operand, &plan),
+                    GSP_OK);
                 if (plan == NULL) continue;
                 const gsp_plan_info info = gsp_plan_describe(plan);
                 snprintf(what + length, sizeof what - (size_t)length, "%s", info.kernel);
@@ -312,8 +333,7 @@ static gsp_images images_of(int64_t rows, int64_t cols, int64_t channels, bool l
 /* One convolution between unmapped pages, and the same one in the heap: tests/test_conv.py holds that against torch. */
 static void check_convolution(const gsp_plan *plan, const gsp_matrix *matrix, const geometry *g,
                               bool x_last, bool y_last, bool at_end, uint64_t *state) {
-    const bool wide = matrix->dtype == GSP_FLOAT64;
-    const size_t size = wide ? 8 : 4;
+    const size_t size = matrix->dtype == GSP_FLOAT64 ? 8 : 4;
     const int64_t channels = matrix->cols / (g->kernel[0] * g->kernel[1]);
     gsp_convolution c = {.images = g->images, .channels = channels};
     int64_t y_size[2];
@@ -337,9 +357,9 @@ static void check_convolution(const gsp_plan *plan, const gsp_matrix *matrix, co
     }
     char *x = gsp_test_bytes(x_count * size), *bias = gsp_test_bytes((size_t)matrix->rows * size),
          *residual = gsp_test_bytes(y_count * size), *y = gsp_test_bytes(y_count * size);
-    fill(x, wide, (int64_t)x_count, state);
-    fill(bias, wide, matrix->rows, state);
-    fill(residual, wide, (int64_t)y_count, state);
+    fill(x, size, (int64_t)x_count, state);
+    fill(bias, size, matrix->rows, state);
+    fill(residual, size, (int64_t)y_count, state);
     pages gx = guard_constant(x, x_count * size, at_end),
           gb = guard_constant(bias, (size_t)matrix->rows * size, at_end),
           gr = guard_constant(residual, y_count * size, at_end),
@@ -397,7 +417,7 @@ static void test_convolutions(gsp_context *context) {
     };
     static const gsp_dtype dtypes[] = {GSP_FLOAT32, GSP_INT8, GSP_FLOAT64};
     gsp_backend backends[GSP_BACKENDS];
-    const int count = gsp_backends(backends);
+    const int count = tested_backends(backends);
     uint64_t state = 77;
     for (size_t i = 0; i < 4 * sizeof geometries / sizeof *geometries; i++) {
         const geometry *g = &geometries[i / 4];
@@ -447,7 +467,8 @@ static void check_recurrent(gsp_context *context, gsp_cell cell, gsp_backend bac
                             gsp_dtype dtype, int64_t features, int64_t hidden, int64_t batch,
                             bool at_end, uint64_t *state) {
     enum { LAYERS = 2, WEIGHTS = 4, STEPS = 3 };
-    const int64_t gates = cell == GSP_LSTM ? 4 : 3, wide = dtype == GSP_FLOAT64;
+    const int64_t gates = cell == GSP_LSTM ? 4 : 3;
+    const size_t size = dtype == GSP_FLOAT64 ? 8 : 4;
     const int64_t batch_sizes[STEPS] = {batch, batch, gspi_max(1, batch / 2)};
     const int64_t samples = batch_sizes[0] + batch_sizes[1] + batch_sizes[2];
     snprintf(what, sizeof what, "cell %d, %s, dtype %d, %lld -> %lld, batch %lld, %s an edge", cell,
@@ -479,9 +500,9 @@ static void check_recurrent(gsp_context *context, gsp_cell cell, gsp_backend bac
     unsigned char *heap[ARRAYS], *guarded[ARRAYS];
     pages edges[ARRAYS];
     for (int i = 0; i < ARRAYS; i++) {
-        const size_t bytes = i == WORKSPACE ? workspace : (size_t)(counts[i] * (wide ? 8 : 4));
+        const size_t bytes = i == WORKSPACE ? workspace : (size_t)counts[i] * size;
         heap[i] = i == WORKSPACE ? gspi_alloc(context, bytes, 1) : gsp_test_bytes(bytes);
-        fill(heap[i], wide, counts[i], state);
+        fill(heap[i], size, counts[i], state);
         edges[i] = i < Y ? guard_constant(heap[i], bytes, at_end) : guard(heap[i], bytes, at_end);
         guarded[i] = edges[i].data;
     }
@@ -511,7 +532,7 @@ static void test_recurrent(gsp_context *context) {
     static const int64_t sizes[] = {1, 7, 8, 9, 15, 16, 17, 33}, batches[] = {1, 3, 9, 16, 17, 33};
     enum { SIZES = sizeof sizes / sizeof *sizes, BATCHES = sizeof batches / sizeof *batches };
     gsp_backend backends[GSP_BACKENDS];
-    const int count = gsp_backends(backends);
+    const int count = tested_backends(backends);
     uint64_t state = 77;
     for (int b = 0; b < count; b++)
         for (int i = 0; i < SIZES * BATCHES; i++) {
@@ -522,7 +543,9 @@ static void test_recurrent(gsp_context *context) {
         }
 }
 
-int main(void) {
+/* The name of a backend tests the products of that one alone. */
+int main(int count, char **words) {
+    only = count > 1 ? words[1] : NULL;
     const struct sigaction action = {.sa_handler = on_fault};
     sigaction(SIGSEGV, &action, NULL);
     sigaction(SIGBUS, &action, NULL);
@@ -531,8 +554,10 @@ int main(void) {
     EXPECT_INT(gsp_context_create(&allocator, &context), GSP_OK);
     test_lane_edges(context);
     test_samples(context);
-    test_convolutions(context);
-    test_recurrent(context);
+    if (only == NULL) {
+        test_convolutions(context);
+        test_recurrent(context);
+    }
     gsp_context_destroy(context);
     return gsp_test_done("guard");
 }

@@ -9,7 +9,11 @@
 #include "gsp_sample.h"
 #include "kernels/gsp_narrow.h"
 
+/* The one backend to test, by name; NULL: all. */
+static const char *only;
+
 static bool runs(gsp_backend backend) {
+    if (only != NULL && strcmp(gsp_backend_name(backend), only) != 0) return false;
     gsp_backend backends[GSP_BACKENDS];
     for (int i = gsp_backends(backends); i > 0; i--)
         if (backends[i - 1] == backend) return true;
@@ -125,6 +129,7 @@ static gsp_dtype operand_of(const gspi_entry *entry, const gsp_matrix *matrix) {
 static bool takes(const gspi_entry *entry, const gsp_matrix *matrix) {
     const int64_t most = entry->form == GSPI_FLOATS  ? GSPI_MAX_COPY
                          : entry->form == GSPI_BYTES ? 65536
+                         : entry->form == GSPI_TILES ? GSPI_MOST_TILE_COLS
                                                      : INT32_MAX;
     return entry->dtypes >> matrix->dtype & 1 && entry->kinds >> matrix->pattern.kind & 1 &&
            (entry->needs & ~gspi_features()) == 0 && matrix->cols <= most;
@@ -164,9 +169,9 @@ static double *multiply(const gsp_sample *sample, const double *dense, int64_t n
     return exact;
 }
 
-/* All kernels of one matrix. */
+/* All kernels of one matrix, with so many samples of SpMM, or 0 for few. */
 static void check_matrix(gsp_context *context, const gsp_shape *shape, gsp_dtype dtype,
-                         uint64_t seed) {
+                         uint64_t seed, int64_t samples) {
     static const int64_t few[] = {1, 2, 3, 5, 8}, many[] = {9, 16, 17, 31, 48, 65};
     gsp_sample sample;
     EXPECT_INT(gsp_sample_make(context, shape, dtype, seed, &sample), GSP_OK);
@@ -174,7 +179,7 @@ static void check_matrix(gsp_context *context, const gsp_shape *shape, gsp_dtype
     uint64_t state = seed * 2 + 1;
     for (int op = 0; op < 2; op++) {
         /* Wide matrices have a plan for few columns only if that is one. */
-        const int64_t n = op == GSPI_SPMM               ? many[seed % 6]
+        const int64_t n = op == GSPI_SPMM               ? samples > 0 ? samples : many[seed % 6]
                           : shape->cols > GSPI_MAX_COPY ? 1
                                                         : few[seed % 5];
         const int64_t count = shape->cols * n;
@@ -226,16 +231,49 @@ static gsp_shape take_shape(uint64_t *state) {
     return shape;
 }
 
+/* Plans of AMX for narrow x: that for few samples says up to how many it is the better one. */
+static void test_tiles_are_for_many(gsp_context *context) {
+    if (!runs(GSP_AMX)) return;
+    const gsp_shape shape = {
+        {.kind = GSP_GS, .banks = 16, .per_row = 16, .layout = GSP_INTERLEAVED}, 64, 256, false};
+    for (int dtype = GSP_BFLOAT16; dtype <= GSP_INT8; dtype++) {
+        gsp_sample sample;
+        gsp_plan *plan;
+        EXPECT_INT(gsp_sample_make(context, &shape, (gsp_dtype)dtype, 3, &sample), GSP_OK);
+        int64_t most = 1;
+        for (int64_t n = 1; n <= most + 1; n++) {
+            EXPECT_INT(
+                gsp_plan_create_for(context, &sample.matrix, GSP_AMX, n, (gsp_dtype)dtype, &plan),
+                GSP_OK);
+            const gsp_plan_info info = gsp_plan_describe(plan);
+            if (n == 1) most = info.most;
+            EXPECT(most > 1 && most < 200);
+            EXPECT(info.columns == (n > most));
+            EXPECT((info.backend == GSP_AMX) == (n > most));
+            EXPECT_INT(info.most, n > most ? 0 : most);
+            gsp_plan_destroy(plan);
+        }
+        gsp_sample_free(&sample);
+    }
+}
+
 static void test_products(gsp_context *context) {
     uint64_t state = 1;
     for (int i = 0; i < GSP_SHAPES; i++)
-        check_matrix(context, &gsp_shapes[i], (gsp_dtype)(i % (GSP_INT8 + 1)), (uint64_t)i + 1);
+        check_matrix(context, &gsp_shapes[i], (gsp_dtype)(i % (GSP_INT8 + 1)), (uint64_t)i + 1, 0);
     for (int i = 0; i < 800; i++) {
         const gsp_shape shape = take_shape(&state);
         const gsp_dtype dtype =
             i % 2 ? GSP_FLOAT32 : (gsp_dtype)gsp_test_below(&state, GSP_INT8 + 1);
-        check_matrix(context, &shape, dtype, (uint64_t)i + 100);
+        check_matrix(context, &shape, dtype, (uint64_t)i + 100, 0);
     }
+    /* More columns and samples than kernels take at once. */
+    static const int64_t large[][3] = {{70, 1100, 130}, {33, 2048, 515}, {3, 8192, 49}};
+    for (int i = 0; i < 3; i++)
+        for (int dtype = GSP_FLOAT32; dtype <= GSP_INT8; dtype++) {
+            const gsp_shape shape = {{.kind = GSP_IRREGULAR}, large[i][0], large[i][1], false};
+            check_matrix(context, &shape, (gsp_dtype)dtype, (uint64_t)i + 1, large[i][2]);
+        }
 }
 
 /* ------------------------------------------------------------ convolutions */
@@ -516,13 +554,18 @@ static void test_activations(gsp_context *context) {
     }
 }
 
-int main(void) {
+/* The name of a backend tests the products of that one alone. */
+int main(int count, char **words) {
+    only = count > 1 ? words[1] : NULL;
     gsp_context *context;
     EXPECT_INT(gsp_context_create(NULL, &context), GSP_OK);
     test_products(context);
-    test_convolutions(context);
-    test_recurrent(context);
-    test_activations(context);
+    test_tiles_are_for_many(context);
+    if (only == NULL) {
+        test_convolutions(context);
+        test_recurrent(context);
+        test_activations(context);
+    }
     gsp_context_destroy(context);
     return gsp_test_done("kernels");
 }
