@@ -541,6 +541,29 @@ class Matrix:
         steps = np.clip(np.rint(values / scales.astype(np.float64)[rows]), -127, 127)
         return self._with_values(steps.astype(np.int8), scales)
 
+    def scale_rows(self, factors: npt.ArrayLike) -> Matrix:
+        """Multiply each row by a factor: in float64 for a float64 matrix, else in float32.
+
+        Parameters
+        ----------
+        factors : array_like
+            [M].
+
+        Raises
+        ------
+        ValueError
+            If there is not one for each row.
+        """
+        each = np.asarray(factors, np.float64)
+        if each.shape != (self._shape[0],):
+            raise ValueError(
+                f"factors must have shape ({self._shape[0]},), one for each row, got {each.shape}"
+            )
+        wide = self.astype(np.float64 if self.dtype == np.float64 else np.float32)
+        rows, there = self._places()
+        scaled = wide._values * each[rows]
+        return wide._with_values(np.where(there, scaled, 0).astype(wide.dtype))
+
     def _with_values(
         self: AnyMatrix, values: Array, scales: npt.NDArray[np.float32] | None = None
     ) -> AnyMatrix:

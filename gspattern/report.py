@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -125,17 +125,7 @@ class Report:
         return [head, *lines, total]
 
     def __str__(self) -> str:
-        cells = self.cells()
-        widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-        text = [
-            "  ".join(
-                cell.ljust(width) if i in (0, 2) else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in cells
-        ]
-        rule = "-" * max(map(len, text))
-        return "\n".join([text[0], rule, *text[1:-1], rule, text[-1], *self._dense_lines()])
+        return "\n".join([*_table(self.cells(), left=(0, 2)), *self._dense_lines()])
 
     def _dense_lines(self) -> list[str]:
         """Dense matrices one by one; vectors, which are many and small, together for every reason."""
@@ -165,6 +155,137 @@ class Report:
             },
             indent=1,
         )
+
+
+@dataclass(frozen=True)
+class ConvertedLayer:
+    """What became of one layer of a model that was converted.
+
+    Attributes
+    ----------
+    name, kind : str
+        Of the layer, and of its type in the dense model, such as "Conv2d".
+    pattern : str
+        Of its weights, resolved; empty if it was not pruned.
+    sparsity : float or None
+        The share of zeros in its pruned weights; None if it was not pruned.
+    compact : bool
+        Whether it is compact now.
+    reason : str
+        Why it is, or why it is dense.
+    dense_us, compact_us : float or None
+        Microseconds of a call on the example, if they were measured.
+    nbytes, dense_nbytes : int
+        Bytes of the pruned weights, compact (whether they are now or not) and dense; 0 if it was not pruned.
+    fused : str
+        What is computed in the same pass: "batch norm", "sum" and the name of an activation, with commas.
+    """
+
+    name: str
+    kind: str
+    pattern: str
+    sparsity: float | None
+    compact: bool
+    reason: str
+    dense_us: float | None
+    compact_us: float | None
+    nbytes: int
+    dense_nbytes: int
+    fused: str
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What `gspattern.torch.convert` made of a model: iterate over its `rows`, or print it.
+
+    Attributes
+    ----------
+    rows : tuple of ConvertedLayer
+        Layers that carry a mask, and others that compute more than they did.
+    fuse : bool
+        Whether batch norms, sums and activations are fused.
+    notes : tuple of str
+        What could not be fused, and why.
+    """
+
+    rows: tuple[ConvertedLayer, ...]
+    fuse: bool = False
+    notes: tuple[str, ...] = ()
+
+    def __iter__(self) -> Iterator[ConvertedLayer]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def cells(self) -> list[tuple[str, ...]]:
+        """The table as text: a head, a line for each layer, and the sum of them all."""
+        head = (
+            "layer", "type", "pattern", "is", "because", "fused", "sparsity", "dense us", "compact us",
+            "bytes", "of dense",
+        )  # fmt: skip
+        lines = [
+            (
+                row.name or "the model",
+                row.kind,
+                row.pattern,
+                "compact" if row.compact else "dense",
+                row.reason,
+                row.fused,
+                "" if row.sparsity is None else f"{row.sparsity:.4f}",
+                "" if row.dense_us is None else f"{row.dense_us:,.1f}",
+                "" if row.compact_us is None else f"{row.compact_us:,.1f}",
+                f"{row.nbytes:,}" if row.dense_nbytes else "",
+                f"{row.nbytes / row.dense_nbytes:.1%}" if row.dense_nbytes else "",
+            )
+            for row in self.rows
+        ]
+        measured = [row for row in self.rows if row.dense_us is not None]
+        times = [sum(getattr(row, key) for row in measured) for key in ("dense_us", "compact_us")]
+        size, dense = (sum(getattr(row, key) for row in self.rows) for key in ("nbytes", "dense_nbytes"))  # fmt: skip
+        total = (
+            "all", "", "", "", "", "", "",
+            *(f"{time:,.1f}" if measured else "" for time in times),
+            f"{size:,}", f"{size / dense:.1%}" if dense else "",
+        )  # fmt: skip
+        return [head, *lines, total]
+
+    def __str__(self) -> str:
+        return "\n".join([*_table(self.cells(), left=range(6)), *self.notes])
+
+    def to_json(self) -> str:
+        """All that the table says, as a JSON object with the members "rows", "fuse" and "notes"."""
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Conversion:
+        """The way back from `to_json`.
+
+        Raises
+        ------
+        ValueError
+            If it is something else.
+        """
+        try:
+            found = json.loads(text)
+            rows = tuple(ConvertedLayer(**row) for row in found["rows"])
+            return cls(rows, bool(found["fuse"]), tuple(map(str, found["notes"])))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"this is no report of a conversion: {error}") from None
+
+
+def _table(cells: list[tuple[str, ...]], left: Container[int]) -> list[str]:
+    """Lines of text: a head, a rule, the body, a rule, and the sum; columns of `left` flush left."""
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+    text = [
+        "  ".join(
+            cell.ljust(width) if i in left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in cells
+    ]
+    rule = "-" * max(map(len, text))
+    return [text[0], rule, *text[1:-1], rule, text[-1]]
 
 
 def kept_share(scores: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_]) -> float:

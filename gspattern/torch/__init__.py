@@ -1,7 +1,7 @@
 """Pruning models of PyTorch, and running them with the kernels of gspattern."""
 
-from gspattern.report import DenseReport, LayerReport, Report
-from gspattern.torch.convert import convert
+from gspattern.report import Conversion, ConvertedLayer, DenseReport, LayerReport, Report
+from gspattern.torch.convert import conversion, convert
 from gspattern.torch.convolutions import GSConv1d, GSConv2d
 from gspattern.torch.criteria import Context, Criterion, Magnitude, Movement, Snip, Taylor, Wanda
 from gspattern.torch.modules import GSLinear, matrices
@@ -13,6 +13,8 @@ from gspattern.torch.targets import PrunedWeight
 
 __all__ = [
     "Context",
+    "Conversion",
+    "ConvertedLayer",
     "Criterion",
     "DenseReport",
     "GSConv1d",
@@ -35,6 +37,7 @@ __all__ = [
     "Wanda",
     "absorb_masks",
     "admm",
+    "conversion",
     "convert",
     "cubic",
     "iterative",

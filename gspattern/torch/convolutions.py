@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from gspattern.conv import conv1d, conv2d
 from gspattern.matrices import Matrix
 from gspattern.patterns import Pattern
+from gspattern.plans import Activation
 from gspattern.torch.modules import (
     OneMatrix,
     encode_weight,
@@ -119,7 +120,9 @@ class GSConv(OneMatrix):
         """The same layer as a dense one of torch that can be trained and knows its mask."""
         matrix = self.matrix
         assert matrix.kernel_shape is not None
-        weight = from_matrix(tensor_of(trainable(matrix)), matrix.kernel_shape).contiguous()
+        weight = from_matrix(tensor_of(trainable(matrix)), matrix.kernel_shape)
+        # With strides of its own: those of 1 x 1 kernels could be read as channels_last too, which torch goes by.
+        weight = weight.clone(memory_format=torch.contiguous_format)
         layer: _ConvNd = self.dense(
             self.in_channels,
             self.out_channels,
@@ -137,8 +140,22 @@ class GSConv(OneMatrix):
         setattr(layer, ATTRIBUTE, {"weight": pruned})
         return layer
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        input: torch.Tensor,
+        residual: torch.Tensor | None = None,
+        activation: Activation = None,
+    ) -> torch.Tensor:
         """Convolve; by channel or channels_last, as the input lies, and of its type.
+
+        Parameters
+        ----------
+        input : Tensor
+            As for torch's layer.
+        residual : Tensor, optional
+            Of the shape of the result; added before the activation.
+        activation : str or tuple, optional
+            As for `gspattern.conv2d`.
 
         Raises
         ------
@@ -147,9 +164,11 @@ class GSConv(OneMatrix):
         ValueError
             If the input has other dimensions or channels.
         """
-        return self._call(self._convolve, input)
+        return self._call(self._convolve, input, residual, activation)
 
-    def _convolve(self, x: torch.Tensor) -> torch.Tensor:
+    def _convolve(
+        self, x: torch.Tensor, residual: torch.Tensor | None, activation: Activation
+    ) -> torch.Tensor:
         self._check(x)
         use_torch_threads()
         bias = self._buffers["bias"]
@@ -165,6 +184,8 @@ class GSConv(OneMatrix):
             self.stride,
             padding,
             self.dilation,
+            activation=activation,
+            residual=None if residual is None else residual.detach().to(self._compute).numpy(),
         )
         return torch.from_numpy(y).to(x.dtype)
 

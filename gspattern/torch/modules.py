@@ -14,7 +14,7 @@ from torch import nn
 from gspattern import _core
 from gspattern.matrices import Matrix, as_matrix, encode
 from gspattern.patterns import Pattern
-from gspattern.plans import plan_for_samples, set_num_threads
+from gspattern.plans import Activation, _activation_number, plan_for_samples, set_num_threads
 from gspattern.torch.targets import ATTRIBUTE, PrunedWeight, carried
 
 MOST_THREADS = 256  # that set_num_threads takes
@@ -149,13 +149,22 @@ class GSLinear(OneMatrix):
         setattr(layer, ATTRIBUTE, {"weight": pruned})
         return layer
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor | None = None,
+        activation: Activation = None,
+    ) -> torch.Tensor:
         """Multiply.
 
         Parameters
         ----------
         x : Tensor, [..., K]
             On the CPU.
+        residual : Tensor, [..., M], optional
+            Added before the activation.
+        activation : str or tuple, optional
+            As for `gspattern.linear`.
 
         Returns
         -------
@@ -169,30 +178,39 @@ class GSLinear(OneMatrix):
         ValueError
             If the last dimension of `x` is not K.
         """
-        return self._call(self._multiply, x)
+        return self._call(self._multiply, x, residual, activation)
 
-    def _multiply(self, x: torch.Tensor) -> torch.Tensor:
+    def _multiply(
+        self, x: torch.Tensor, residual: torch.Tensor | None, activation: Activation
+    ) -> torch.Tensor:
         self._check(x)
         use_torch_threads()
         # Small layers take two microseconds: what follows converts nothing that is right already.
         compute = self._compute
         if x.dtype is torch.bfloat16 and self.matrix.dtype == ml_dtypes.bfloat16:
-            return self._multiply_bfloat16(x.detach())
+            return self._multiply_bfloat16(x.detach(), residual, activation)
         given = x.detach() if x.dtype is compute else x.detach().to(compute)
         array = given.contiguous().numpy()
         bias = self._buffers["bias"]
         if bias is not None and bias.dtype is not compute:
             bias = bias.to(compute)
         addend = None if bias is None else bias.numpy()
+        number = 0 if activation is None else _activation_number(activation)
+        other = None
+        if residual is not None:
+            other = residual.detach().to(compute).contiguous().numpy()
         plan = plan_for_samples(self.matrix, array.size // max(1, self.in_features))
-        y = torch.from_numpy(plan.linear(array, addend, 0, None, None))
+        y = torch.from_numpy(plan.linear(array, addend, number, other, None))
         return y if x.dtype is compute else y.to(x.dtype)
 
-    def _multiply_bfloat16(self, x: torch.Tensor) -> torch.Tensor:
+    def _multiply_bfloat16(
+        self, x: torch.Tensor, residual: torch.Tensor | None, activation: Activation
+    ) -> torch.Tensor:
         bias = self._buffers["bias"]
         array = x.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
         addend = None if bias is None else array_of(bias.bfloat16())
-        y = self.matrix.linear(array, addend)
+        other = None if residual is None else array_of(residual.bfloat16())
+        y = self.matrix.linear(array, addend, activation, other)
         return torch.from_numpy(y.view(np.int16)).view(torch.bfloat16)
 
     def extra_repr(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,12 +15,16 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from gspattern.files import load_file, save_file
+from gspattern.files import _read, load_file, save_file
 from gspattern.matrices import Matrix
-from gspattern.torch.convert import CONVOLUTIONS, RECURRENT
+from gspattern.report import Conversion
+from gspattern.torch.convert import CONVERSION, CONVOLUTIONS, RECURRENT
+from gspattern.torch.fusing import fuse_calls, unfuse
 from gspattern.torch.modules import Compact, GSLinear, matrices, tensor_of
 from gspattern.torch.pruner import Patterns, Pruner
 from gspattern.torch.targets import Names, find_targets
+
+logger = logging.getLogger("gspattern")
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -77,14 +82,17 @@ def save(model: nn.Module, path: str | PathLike[str]) -> None:
             raise ValueError(
                 f"{key} is no tensor ({type(value).__name__}): the file cannot hold it"
             )
-    save_file(matrices(model), path)
+    made = model.__dict__.get(CONVERSION)
+    notes = {CONVERSION: made.to_json()} if isinstance(made, Conversion) else None
+    save_file(matrices(model), path, notes)
 
 
 def load(path: str | PathLike[str], model: M) -> M:
     """Load what `save` saved into a model of the same architecture, in place.
 
     Layers whose weights are compact in the file are replaced by compact ones, without dense weights being made on
-    the way; those that were kept dense stay so. Make the model on the "meta" device to spare its memory as well::
+    the way; those that were kept dense stay so, and what was fused is fused again. Make the model on the "meta" device
+    to spare its memory as well::
 
         with torch.device("meta"):
             model = Net()
@@ -108,7 +116,8 @@ def load(path: str | PathLike[str], model: M) -> M:
     FormatError
         If the file is damaged.
     """
-    tensors = load_file(path)
+    tensors, notes = _read(path)
+    made_by_convert = Conversion.from_json(notes[CONVERSION]) if CONVERSION in notes else None
     compact: Compact | None = None
     made: dict[int, Compact] = {}  # a layer that stands in several places stays one
     for name, module in list(model.named_modules(remove_duplicate=False)):
@@ -131,7 +140,12 @@ def load(path: str | PathLike[str], model: M) -> M:
         setattr(model.get_submodule(parent), attribute, compact)
     result: Any = compact if isinstance(compact, Compact) and not _children(model) else model
     _fill(result, tensors)
-    return result.eval()  # type: ignore[no-any-return]
+    result.eval()
+    if made_by_convert is not None:
+        setattr(result, CONVERSION, made_by_convert)
+        if made_by_convert.fuse:
+            fuse_calls(result)
+    return result  # type: ignore[no-any-return]
 
 
 def sizes(path: str | PathLike[str]) -> Sizes:
@@ -150,14 +164,19 @@ def sizes(path: str | PathLike[str]) -> Sizes:
 def revert(model: M) -> M:
     """Make a converted model dense again, in place, to be trained on.
 
-    Weights are those of the matrices: bit for bit in float32, and through their scales from int8. Every layer
-    carries its pattern and mask, as after `Pruner.finalize()`: `Pruner.from_zeros` keeps them in training.
+    Weights are those of the matrices: bit for bit those of the model that was converted, unless `convert` rounded
+    them to a smaller type, which is logged as a warning; int8 goes back through its scales. Batch norms were never
+    touched. Every layer carries its pattern and mask, as after `Pruner.finalize()`: `Pruner.from_zeros` keeps them
+    in training.
 
     Returns
     -------
     Module
         The model; or, if it is a single compact layer, the dense one.
     """
+    unfuse(model)
+    model.__dict__.pop(CONVERSION, None)
+    _warn_of_rounding(model)
     if isinstance(model, Compact):
         return model.to_dense()  # type: ignore[no-any-return, operator]
     made: dict[int, nn.Module] = {}
@@ -168,6 +187,22 @@ def revert(model: M) -> M:
             parent, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(parent), attribute, made[id(module)])
     return model
+
+
+def _warn_of_rounding(model: nn.Module) -> None:
+    rounded: dict[str, list[str]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Compact):
+            for key, matrix in module.weights.items():
+                if matrix.dtype not in (np.float32, np.float64):
+                    rounded.setdefault(str(matrix.dtype), []).append(
+                        f"{name}.{key}" if name else key
+                    )
+    for dtype, names in rounded.items():
+        logger.warning(
+            "%d weights go back as %s rounded them, not as they were trained: %s",
+            len(names), dtype, ", ".join(names),
+        )  # fmt: skip
 
 
 def repair(
