@@ -31,7 +31,7 @@ help:  ## Show this list
 
 READY := $(VENV)/ready
 EXTENSION := build/extension
-EXTRAS := torch,cli,plot,bench,dev
+EXTRAS := torch,cli,plot,bench,examples,dev
 
 $(READY): constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
