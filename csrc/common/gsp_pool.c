@@ -32,6 +32,9 @@
 #define OWNER_SPIN 200000
 /* Between calls that belong together. */
 #define BUSY 200000
+/* Bytes of the stack of a thread, at least: kernels keep tiles and sums of some 300 KiB there, and some systems give
+ * less. */
+#define LEAST_STACK ((size_t)1 << 20)
 
 /* -------------------------------------------------------------------- jobs */
 
@@ -239,6 +242,19 @@ static bool enter(gspi_pool *pool) {
     return true;
 }
 
+static int start_thread(gspi_pool *pool, pthread_t *thread) {
+    pthread_attr_t attributes;
+    size_t stack;
+    int error = pthread_attr_init(&attributes);
+    if (error != 0) return error;
+    error = pthread_attr_getstacksize(&attributes, &stack);
+    if (error == 0 && stack < LEAST_STACK)
+        error = pthread_attr_setstacksize(&attributes, LEAST_STACK);
+    if (error == 0) error = pthread_create(thread, &attributes, thread_main, pool);
+    (void)pthread_attr_destroy(&attributes);
+    return error;
+}
+
 static void start_threads(gspi_pool *pool, int count) {
     if (pool->started >= gspi_min(count, pool->most)) return;
     /* Signals belong to the program's own threads. */
@@ -246,8 +262,7 @@ static void start_threads(gspi_pool *pool, int count) {
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     while (pool->started < gspi_min(count, pool->most)) {
-        if (pthread_create(&pool->threads[pool->started], NULL, thread_main, pool) == 0)
-            pool->started++;
+        if (start_thread(pool, &pool->threads[pool->started]) == 0) pool->started++;
         else pool->most = pool->started; /* slower than asked for, not wrong */
     }
     pthread_sigmask(SIG_SETMASK, &before, NULL);

@@ -1,6 +1,10 @@
 /* The threads of a context: small jobs one after another, several callers at once, jobs inside jobs, settings that
  * change meanwhile, forks, and the end of it all. Made for ThreadSanitizer (make tsan). */
+#if defined(__linux__)
+#define _GNU_SOURCE /* pthread_setattr_default_np */
+#else
 #define _POSIX_C_SOURCE 200809L
+#endif
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -278,6 +282,36 @@ static void test_destroy(void) {
     EXPECT(right);
 }
 
+/* ------------------------------------------------------------------- stack */
+
+/* ThreadSanitizer keeps much of its own on every stack. */
+#if defined(__GLIBC__) && !defined(__SANITIZE_THREAD__)
+#define TEST_STACK
+static gsp_status use_stack(void *argument, int64_t item, int worker) {
+    (void)argument;
+    (void)worker;
+    volatile char room[600 << 10];
+    for (size_t i = 0; i < sizeof room; i += 1024) room[i] = (char)item;
+    sleep_ms(1); /* so that other threads come, too */
+    return room[0] == (char)item ? GSP_OK : GSP_ERROR_MASK;
+}
+
+/* Where threads get little stack unless they ask for more, as with musl. */
+static void test_stack(void) {
+    pthread_attr_t before, small;
+    EXPECT_INT(pthread_getattr_default_np(&before), 0);
+    EXPECT_INT(pthread_attr_init(&small), 0);
+    EXPECT_INT(pthread_attr_setstacksize(&small, 128 << 10), 0);
+    EXPECT_INT(pthread_setattr_default_np(&small), 0);
+    gsp_context *context = make_context(4);
+    EXPECT_INT(gspi_parallel(context, 20, use_stack, NULL), GSP_OK);
+    gsp_context_destroy(context);
+    EXPECT_INT(pthread_setattr_default_np(&before), 0);
+    pthread_attr_destroy(&small);
+    pthread_attr_destroy(&before);
+}
+#endif
+
 int main(void) {
     test_small_jobs();
     test_threads_work_and_sleep();
@@ -286,6 +320,9 @@ int main(void) {
     test_fork();
     test_fork_while_others_work();
     test_signals();
+#if defined(TEST_STACK)
+    test_stack();
+#endif
     test_destroy();
     return gsp_test_done("pool");
 }
