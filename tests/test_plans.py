@@ -185,20 +185,45 @@ def test_zero_sizes(backend):
         )
 
 
+def irregular_of(dense):
+    """The matrix of the nonzeros of a dense one."""
+    rows, cols = np.nonzero(dense)
+    indptr = np.concatenate([[0], np.cumsum((dense != 0).sum(axis=1))]).astype(np.uint32)
+    indices = cols.astype(np.uint16 if dense.shape[1] <= 1 << 16 else np.uint32)
+    return Sample(
+        Irregular(), dense.shape, dense.dtype, dense[rows, cols], indices, indptr,
+        None, None, dense.astype(np.float64),
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_unlike_rows(backend):
     """Empty rows, one full row and everything between in one strip: rows come back where they belong."""
     dense = (rng.random((200, 300)) < np.linspace(0, 1, 200)[:, None]) * rng.normal(size=(200, 300))
-    dense = rng.permutation(dense).astype(np.float32)
-    rows, cols = np.nonzero(dense)
-    indptr = np.concatenate([[0], np.cumsum((dense != 0).sum(axis=1))]).astype(np.uint32)
-    sample = Sample(
-        Irregular(), dense.shape, dense.dtype, dense[rows, cols], cols.astype(np.uint16), indptr,
-        None, None, dense.astype(np.float64),
-    )  # fmt: skip
+    sample = irregular_of(rng.permutation(dense).astype(np.float32))
     x = vector(sample)
     with gs.use_backend(backend):
         assert_product(plans.multiply(sample, x), sample, x)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_windows_over_many_columns(backend):
+    """Elements in a few places far apart, where columns of a plan are looked at 65,536 at a time: at the ends of these,
+    and beyond."""
+    dense = np.zeros((20, 300_000), np.float32)
+    for middle in (0, 4096, 65_536, 65_700, 131_072, 196_000, 299_950):
+        here = dense[:, max(0, middle - 60) : middle + 61]
+        here[:] = (rng.random(here.shape) < 0.4) * rng.normal(size=here.shape)
+    sample = irregular_of(dense)
+    x = vector(sample)
+    with gs.use_backend(backend):
+        assert_product(plans.multiply(sample, x), sample, x)
+        assert backend == "scalar" or "tables" in plans.plan_for(sample).kernel
+        slots = plans.plan_for(sample).slots
+    # The same without what lies between: windows find as much there.
+    used = irregular_of(dense[:, (dense != 0).any(axis=0)])
+    with gs.use_backend(backend):
+        assert slots <= 1.2 * plans.plan_for(used).slots
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -145,24 +145,28 @@ static gsp_status check_places(const check *work, uint64_t unit) {
     return GSP_OK;
 }
 
-/* Whether slots [first, first + used) of a bundle keep the rules, for 2, 4, ..., 64 interleaved banks. */
+/* Whether slots [first, first + used) of a bundle keep the rules, for 2, 4, ..., 64 interleaved banks: as many banks as
+ * slots, banks of a row ascend, and no column lies outside. */
 GSPI_INLINE bool is_bundle(const gsp_matrix *matrix, uint64_t first, int64_t used, int64_t per_row,
                            uint32_t bytes) {
-    const uint32_t low_bits = matrix->pattern.banks - 1;
-    const int64_t cols = matrix->cols;
-    uint64_t held = 0, wrong = 0;
-    for (int64_t s = 0; s < used;) {
-        uint64_t row = 0; /* banks of this row */
-        for (int64_t i = 0; i < per_row; i++, s++) {
-            const uint32_t col = gspi_index(matrix->indices, first + (uint64_t)s, bytes);
-            const uint64_t bank = (uint64_t)1 << (col & low_bits);
-            wrong |= (col >= cols) | (row > bank);
-            wrong |= held & bank;
-            held |= bank;
-            row |= bank;
-        }
+    const uint32_t count = matrix->pattern.banks, low_bits = count - 1;
+    const int64_t last = matrix->cols - 1;
+    uint64_t held = 0;
+    int64_t room = 0; /* negative once one of those put into it was */
+    for (int64_t s = 0; s < used; s++) {
+        const uint32_t col = gspi_index(matrix->indices, first + (uint64_t)s, bytes);
+        held |= (uint64_t)1 << (col & low_bits);
+        room |= last - col;
     }
-    return wrong == 0;
+    for (int64_t begin = 0; per_row > 1 && begin < used; begin += per_row)
+        for (int64_t s = begin + 1; s < begin + per_row; s++) {
+            const uint64_t slot = first + (uint64_t)s;
+            room |= (int64_t)(gspi_index(matrix->indices, slot, bytes) & low_bits) -
+                    (gspi_index(matrix->indices, slot - 1, bytes) & low_bits);
+        }
+    const bool differ =
+        used == count ? held == UINT64_MAX >> (64 - count) : __builtin_popcountll(held) == used;
+    return differ && room >= 0;
 }
 
 /* A bundle of a group of several rows. `held` [banks] notes the unit that used a bank last, plus 1. */
@@ -180,8 +184,10 @@ static gsp_status check_bundle(const check *work, uint64_t unit, int64_t rows, u
         /* Compiled for the most common patterns. */
         if (matrix->index_bytes != 2) {
             if (is_bundle(matrix, first, used, per_row, 4)) return GSP_OK;
-        } else if (per_row == 1) {
-            if (is_bundle(matrix, first, used, 1, 2)) return GSP_OK;
+        } else if (count == 16 && used == 16 && per_row == 1) {
+            if (is_bundle(matrix, first, 16, 1, 2)) return GSP_OK;
+        } else if (count == 16 && used == 16 && per_row == 4) {
+            if (is_bundle(matrix, first, 16, 4, 2)) return GSP_OK;
         } else if (is_bundle(matrix, first, used, per_row, 2)) {
             return GSP_OK;
         }

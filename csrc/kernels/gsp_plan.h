@@ -10,28 +10,72 @@ typedef struct gspi_element {
     float value;
 } gspi_element;
 
-/* Elements by row, as floats, in the order of x. Row p of the list has the elements [start[p], start[p + 1] - 1),
- * and behind them one that no window reaches: key GSPI_NO_KEY, value 0. */
+#define GSPI_NO_KEY INT32_MAX
+#define GSPI_MOST_WIDTH 256 /* of tables */
+
+/* A dense row: values, and a bit for each that is there. All bits are 0 between rows. */
+typedef struct gspi_dense {
+    float *values;
+    uint64_t *bits;
+    uint64_t
+        *words; /* a bit for each word of bits; NULL for rows so short that all are looked at */
+    int64_t size;
+} gspi_dense;
+
+/* What is left of up to 64 rows, by columns: bit r of rows[i] says that row r has an element in column first + i.
+ * Holds the columns below `end`, at most `size` of them. All bits are 0 between uses. */
+typedef struct gspi_marks {
+    int64_t first, end, size;
+    uint64_t *rows;
+    uint64_t *
+        blocks; /* a bit for each 64 columns that may hold any; NULL for so few that all are looked at */
+} gspi_marks;
+
+/* The rows of a matrix in the order of a plan, and the elements of those that were read last: as floats, in the order
+ * of x, and behind each row one that no window reaches, with key GSPI_NO_KEY and value 0. */
 typedef struct gspi_rows {
+    gsp_context *context;
+    const gsp_matrix *matrix;
     int64_t rows;
     uint64_t entries; /* without those behind the rows */
-    uint64_t *start;
+    uint64_t *start; /* place -> elements of all rows before, and one for each of these */
+    uint32_t *order; /* place -> row */
+    uint32_t *position; /* place -> where the matrix stores the row */
+
+    int64_t first; /* elements begin with the row of this place */
     gspi_element *elements;
+    uint64_t room;
+
+    int64_t *bank_key; /* where each bank begins, for groups of one row */
+    int64_t place_step; /* from one place in a bank to the next */
+    gspi_dense dense;
+    gspi_marks marks;
 } gspi_rows;
 
-#define GSPI_NO_KEY INT32_MAX
+/* Elements that a matrix stores. */
+uint64_t gspi_count_elements(const gsp_matrix *matrix);
+/* Opens the rows of a matrix that gspi_validate has passed: the natural order, or fullest first, else as they are
+ * stored. bank_stride 0: keys are columns; else place i of bank b has key b * bank_stride + i, for matrices whose
+ * groups are single rows. */
+gsp_status gspi_open_rows(gsp_context *context, const gsp_matrix *matrix, bool fullest_first,
+                          int64_t bank_stride, gspi_rows *list);
+void gspi_close_rows(gspi_rows *list);
+/* Reads the rows [first, last) in place of those that were read before. GSP_ERROR_DUPLICATE if a column is twice in one
+ * of them. */
+gsp_status gspi_read_rows(gspi_rows *list, int64_t first, int64_t last);
+/* Marks the columns of rows [first, last), at most 64, which need not have been read. */
+void gspi_mark_rows(gspi_rows *list, int64_t first, int64_t last);
+/* Forgets the columns below `begin`, and marks as many more of the same rows as there is space for. */
+void gspi_move_marks(gspi_rows *list, int64_t first, int64_t last, int64_t begin);
 
-/* Elements that each row stores: counts [rows]. */
-void gspi_count_rows(const gsp_matrix *matrix, uint32_t *counts);
-/* Places of rows: fullest first, else as the matrix has them. order [rows]: place -> row. */
-gsp_status gspi_fullest_first(gsp_context *context, const gsp_matrix *matrix,
-                              const uint32_t *counts, uint32_t *order);
-/* Decodes a matrix that gspi_validate has passed; GSP_ERROR_DUPLICATE if a column is twice in a row. order [rows]:
- * row p of the list is row order[p] of the matrix, NULL for the natural order. bank_stride 0: keys are columns; else
- * place i of bank b has key b * bank_stride + i, for matrices whose groups are single rows. */
-gsp_status gspi_decode_rows(gsp_context *context, const gsp_matrix *matrix, const uint32_t *order,
-                            int64_t bank_stride, gspi_rows *list);
-void gspi_free_rows(gsp_context *context, gspi_rows *list);
+/* A row that has been read. */
+static inline const gspi_element *gspi_row(const gspi_rows *list, int64_t place) {
+    return list->elements + (list->start[place] - list->start[list->first]);
+}
+/* Elements of a row, that behind it not counted. */
+static inline uint64_t gspi_row_size(const gspi_rows *list, int64_t place) {
+    return list->start[place + 1] - list->start[place] - 1;
+}
 
 /* Counts what the plan holds as it is allocated. Not cleared. */
 void *gspi_plan_alloc(gsp_plan *plan, uint64_t count, size_t size);
@@ -43,8 +87,8 @@ gsp_status gspi_plan_rows(gsp_plan *plan, const gsp_matrix *matrix, const gspi_e
 /* The same for x in 8 or 16 bits, as gsp_plan_create_for takes it. */
 gsp_status gspi_plan_narrow(gsp_plan *plan, const gsp_matrix *matrix, const gspi_entry *first,
                             const gspi_entry *end, uint32_t features, int64_t n);
-/* GSPI_TILES: whether an entry takes the matrix; samples up to which a kernel for few that costs so much for 64 elements
- * is not slower, which needs plan->entries; and the packing of rows in their natural order. */
+/* GSPI_TILES: whether an entry takes the matrix; samples up to which a kernel for few that costs so much for 64
+ * elements is not slower, which needs plan->entries; and the packing of rows in their natural order. */
 bool gspi_takes_tiles(const gspi_entry *entry, const gsp_plan *plan, const gsp_matrix *matrix);
 int64_t gspi_tiles_most(const gsp_plan *plan, const gsp_matrix *matrix, const gspi_entry *tiles,
                         float few_cost);

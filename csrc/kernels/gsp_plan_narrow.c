@@ -37,7 +37,7 @@ typedef struct {
 static front front_of(const gspi_rows *list, const candidate *c, int64_t unit) {
     const int64_t first = unit * c->rows;
     front f = {.rows = gspi_min(c->rows, list->rows - first)};
-    for (int64_t i = 0; i < f.rows; i++) f.at[i] = list->elements + list->start[first + i];
+    for (int64_t i = 0; i < f.rows; i++) f.at[i] = gspi_row(list, first + i);
     return f;
 }
 
@@ -193,8 +193,7 @@ static void pack_units(const gsp_plan *plan, const gspi_rows *list, const candid
 }
 
 /* What the epilogue of int8 multiplies with, by place. */
-static gsp_status order_scales(gsp_plan *plan, const float *scales, const gspi_rows *list,
-                               const uint32_t *order) {
+static gsp_status order_scales(gsp_plan *plan, const float *scales, const gspi_rows *list) {
     const int64_t rows = gspi_strips_of(plan->entry->form) * plan->entry->lanes;
     const uint64_t places = (uint64_t)(gspi_ceil_div(list->rows, rows) * rows);
     plan->scales = gspi_plan_alloc(plan, places, sizeof *plan->scales);
@@ -203,16 +202,16 @@ static gsp_status order_scales(gsp_plan *plan, const float *scales, const gspi_r
     gspi_clear(plan->scales, places * sizeof *plan->scales);
     gspi_clear(plan->weights, places * sizeof *plan->weights);
     for (int64_t place = 0; place < list->rows; place++) {
-        plan->scales[place] = scales[order == NULL ? place : order[place]];
+        plan->scales[place] = scales[list->order[place]];
         if (plan->entry->form == GSPI_BYTES || plan->entry->form == GSPI_TILES)
-            for (uint64_t e = list->start[place]; e < list->start[place + 1]; e++)
-                plan->weights[place] += (int32_t)list->elements[e].value;
+            for (uint64_t i = 0; i < gspi_row_size(list, place); i++)
+                plan->weights[place] += (int32_t)gspi_row(list, place)[i].value;
     }
     return GSP_OK;
 }
 
-static gsp_status pack_tables(gsp_plan *plan, const gspi_rows *list, const uint32_t *order,
-                              const candidate *c) {
+static gsp_status pack_tables(gsp_plan *plan, const gspi_rows *list, const candidate *c) {
+    const uint32_t *order = list->order;
     const size_t item_bytes = gspi_item_bytes(plan);
     plan->x_size = x_size_of(plan, plan->entry);
     plan->align_x = c->grain > 1;
@@ -252,9 +251,9 @@ static gsp_status pack_rows(gsp_plan *plan, const gspi_rows *list) {
     uint64_t at = 0;
     for (int64_t row = 0; row < list->rows; row++) {
         plan->start[row] = at;
-        for (uint64_t e = list->start[row]; e < list->start[row + 1] - 1; e++, at++) {
-            values[at] = list->elements[e].value;
-            plan->tables[at] = (uint32_t)list->elements[e].key;
+        for (uint64_t i = 0; i < gspi_row_size(list, row); i++, at++) {
+            values[at] = gspi_row(list, row)[i].value;
+            plan->tables[at] = (uint32_t)gspi_row(list, row)[i].key;
         }
     }
     plan->start[list->rows] = at;
@@ -283,33 +282,23 @@ gsp_status gspi_plan_narrow(gsp_plan *plan, const gsp_matrix *matrix, const gspi
     GSP_CHECK(first < end || many < end, GSP_ERROR_DTYPE);
     const gspi_entry *last = first;
     while (last < end && last->backend == first->backend) last++;
-    gspi_rows list = {0};
-    uint32_t *counts = gspi_alloc(context, (size_t)matrix->rows, sizeof *counts);
-    uint32_t *order = gspi_alloc(context, (size_t)matrix->rows, sizeof *order);
-    gsp_status status = counts != NULL && order != NULL ? GSP_OK : GSP_ERROR_MEMORY;
-    bool natural = true;
-    if (status == GSP_OK) {
-        gspi_count_rows(matrix, counts);
-        for (int64_t row = 0; row < matrix->rows; row++) plan->entries += counts[row];
-        plan->most = many == end ? (int64_t)1 << 30 /* there is no other */
-                     : first == end
-                         ? 0
-                         : gspi_tiles_most(plan, matrix, many,
-                                           least_cost(first, last, plan, matrix, features, exact));
-        plan->entry = first;
-        if (first == end || n > plan->most) {
-            plan->entry = many;
-            plan->most = 0;
-        }
-        natural = plan->entry->form == GSPI_ROWS || plan->entry->form == GSPI_TILES;
-        plan->bank_stride = natural ? 0 : gspi_bank_stride(matrix);
-        plan->x_size =
-            plan->bank_stride > 0 ? plan->bank_stride * matrix->pattern.banks : matrix->cols;
-        if (!natural) status = gspi_fullest_first(context, matrix, counts, order);
+    plan->entries = gspi_count_elements(matrix);
+    plan->most = many == end ? (int64_t)1 << 30 /* there is no other */
+                 : first == end
+                     ? 0
+                     : gspi_tiles_most(plan, matrix, many,
+                                       least_cost(first, last, plan, matrix, features, exact));
+    plan->entry = first;
+    if (first == end || n > plan->most) {
+        plan->entry = many;
+        plan->most = 0;
     }
-    if (status == GSP_OK)
-        status =
-            gspi_decode_rows(context, matrix, natural ? NULL : order, plan->bank_stride, &list);
+    const bool natural = plan->entry->form == GSPI_ROWS || plan->entry->form == GSPI_TILES;
+    plan->bank_stride = natural ? 0 : gspi_bank_stride(matrix);
+    plan->x_size = plan->bank_stride > 0 ? plan->bank_stride * matrix->pattern.banks : matrix->cols;
+    gspi_rows list;
+    GSP_TRY(gspi_open_rows(context, matrix, !natural, plan->bank_stride, &list));
+    gsp_status status = gspi_read_rows(&list, 0, list.rows);
     if (status == GSP_OK && plan->entry->form == GSPI_TILES) {
         status = gspi_pack_tiles(plan, &list);
     } else if (status == GSP_OK && plan->entry->form == GSPI_ROWS) {
@@ -317,12 +306,10 @@ gsp_status gspi_plan_narrow(gsp_plan *plan, const gsp_matrix *matrix, const gspi
     } else if (status == GSP_OK) {
         const candidate best = choose(plan, matrix, &list, first, last, features, exact);
         plan->entry = best.entry;
-        status = pack_tables(plan, &list, order, &best);
+        status = pack_tables(plan, &list, &best);
     }
     if (status == GSP_OK && plan->operand == GSP_INT8)
-        status = order_scales(plan, matrix->scales, &list, natural ? NULL : order);
-    gspi_free_rows(context, &list);
-    gspi_free(context, order);
-    gspi_free(context, counts);
+        status = order_scales(plan, matrix->scales, &list);
+    gspi_close_rows(&list);
     return status;
 }

@@ -23,7 +23,7 @@ typedef struct {
 } packing;
 
 static void count_row(const packing *p, int64_t row) {
-    const gspi_element *at = p->list.elements + p->list.start[row];
+    const gspi_element *at = gspi_row(&p->list, row);
     for (int64_t block = 0; block < p->blocks; block++) {
         const gspi_element *const from = at;
         const int64_t end = gspi_min((block + 1) * p->block_cols, GSPI_NO_KEY);
@@ -33,7 +33,7 @@ static void count_row(const packing *p, int64_t row) {
 }
 
 static void put_row(const packing *p, int64_t row) {
-    const gspi_element *at = p->list.elements + p->list.start[row];
+    const gspi_element *at = gspi_row(&p->list, row);
     float *values = (float *)(void *)p->plan->packed;
     for (int64_t block = 0; block < p->blocks; block++) {
         const int32_t left = (int32_t)(block * p->block_cols);
@@ -136,7 +136,8 @@ static gsp_status pack(packing *p) {
     plan->start =
         gspi_plan_alloc(plan, (uint64_t)(plan->units * p->blocks) + 1, sizeof *plan->start);
     GSP_CHECK(p->counts != NULL && p->cursors != NULL && plan->start != NULL, GSP_ERROR_MEMORY);
-    GSP_TRY(gspi_decode_rows(context, matrix, NULL, 0, &p->list));
+    GSP_TRY(gspi_open_rows(context, matrix, false, 0, &p->list));
+    GSP_TRY(gspi_read_rows(&p->list, 0, matrix->rows));
     plan->entries = p->list.entries;
     for (int64_t row = 0; row < matrix->rows; row++) count_row(p, row);
     const place end = place_all(p);
@@ -197,7 +198,7 @@ gsp_status gspi_plan_strips(gsp_plan *plan, const gsp_matrix *matrix, const gspi
                  .blocks = plan->blocks,
                  .block_cols = plan->block_cols};
     const gsp_status status = pack(&p);
-    gspi_free_rows(plan->context, &p.list);
+    gspi_close_rows(&p.list);
     gspi_free(plan->context, p.counts);
     gspi_free(plan->context, p.cursors);
     return status;

@@ -18,28 +18,24 @@
 #include "gsp_plan.h"
 
 /* Strips whose quads are counted to choose a kernel: as many fours of strips, in so many parts. */
-#define SAMPLED 8
+#define SAMPLED 4
 #define PARTS 4
 /* What quads along cost beside those across, having both kinds, and tables that may lie in two cache lines beside
  * those that do not: measured as the costs of kernels.inc. */
 #define ALONG 1.4f
 #define BOTH 8.0f
 #define UNALIGNED 1.15f
-/* Bytes of rows that are loaded ahead: part of a second cache. */
-#define NEAR (256 << 10)
 /* Rows of four strips at most. */
 #define MAX_ROWS (4 * 16)
-/* Columns that are looked at together, and entries of a table at most. */
-#define COLUMNS 1024
-#define MAX_WIDTH 256
 /* Kernels of a backend for SpMV. */
 #define MAX_ENTRIES 16
 
 /* Positions are bytes, and packing is compiled for these lanes. */
 #define GSP_KERNEL(function, op, backend, dtypes, kinds, form, lanes, width, cost, most)           \
-    _Static_assert(GSPI_##form != GSPI_TABLES ||                                                   \
-                       ((width) <= MAX_WIDTH && ((lanes) == 4 || (lanes) == 8 || (lanes) == 16)),  \
-                   #function);
+    _Static_assert(                                                                                \
+        GSPI_##form != GSPI_TABLES ||                                                              \
+            ((width) <= GSPI_MOST_WIDTH && ((lanes) == 4 || (lanes) == 8 || (lanes) == 16)),       \
+        #function);
 #include "kernels.inc"
 
 typedef struct {
@@ -54,6 +50,7 @@ typedef struct {
     float bound, cost; /* at least, and by the sample so far */
     int parts; /* of the sample that have been counted; PARTS if the cost is known without */
     float quads, least; /* of the sample, in those across: counted, and at least */
+    float padding; /* of strips in windows of their own, the least that was counted */
 } candidate;
 
 /* ---------------------------------------------------------------- windows */
@@ -63,69 +60,42 @@ GSPI_INLINE int64_t window_at(const windows *w, int64_t least) {
     return gspi_min(least & -w->grain, w->last);
 }
 
-/* How far each of up to MAX_ROWS rows is. */
-typedef struct {
-    int64_t rows;
-    const gspi_element *at[MAX_ROWS];
-} front;
-
-/* Rows [first, last) of the list, and some more that are done from the start: `rows` in all. */
-static void begin_front(const gspi_rows *list, int64_t first, int64_t last, int64_t rows,
-                        front *f) {
-    /* Many rows are read at once, more than the CPU itself would load ahead. */
-    const char *from = (const char *)(list->elements + list->start[first]);
-    const uint64_t bytes = (list->start[last] - list->start[first]) * sizeof *list->elements;
-    for (uint64_t at = 0; at < (bytes < NEAR ? bytes : NEAR); at += 64)
-        __builtin_prefetch(from + at);
-    f->rows = rows;
-    for (int64_t i = 0; i < rows; i++)
-        f->at[i] =
-            list->elements + (first + i < last ? list->start[first + i] : list->start[last] - 1);
-}
-
-static int64_t least_key(const front *f) {
-    int32_t least = GSPI_NO_KEY;
-    for (int64_t i = 0; i < f->rows; i++) least = f->at[i]->key < least ? f->at[i]->key : least;
-    return least;
-}
-
-/* What is left of some rows, by columns: bit r of here[i] says that row r has an element in column first + i. Holds
- * all columns below `last`, and rows of the front are as far as that. A window that begins before `first` finds nothing
- * there. */
-typedef struct {
-    front front;
-    int64_t first, last;
-    uint64_t nothing[MAX_WIDTH], here[COLUMNS + MAX_WIDTH];
-} columns;
-
-/* Forgets the columns below `first`, and takes up as many more as there is space for. */
-static void move_columns(columns *c, int64_t first) {
-    const int64_t kept = gspi_max(0, c->last - first),
-                  last = gspi_min(first + COLUMNS, GSPI_NO_KEY);
-    memmove(c->here, c->here + (c->last - kept - c->first), (size_t)kept * sizeof *c->here);
-    memset(c->here + kept, 0, (size_t)(COLUMNS + MAX_WIDTH - kept) * sizeof *c->here);
-    for (int64_t i = 0; i < c->front.rows; i++) {
-        const gspi_element *at = c->front.at[i];
-        for (; at->key < last; at++) c->here[at->key - first] |= (uint64_t)1 << i;
-        c->front.at[i] = at;
+/* The next column from `at` on that a row is marked in, `end` if there is none. */
+GSPI_INLINE int64_t next_column(const gspi_marks *marks, int64_t at) {
+    int64_t i = at - marks->first;
+    while (i < marks->size && marks->rows[i] == 0) {
+        i++;
+        if (marks->blocks == NULL || i % 64 != 0) continue;
+        while (i < marks->size && marks->blocks[i / 4096] >> i / 64 % 64 == 0)
+            i = (i / 4096 + 1) * 4096;
+        if (i < marks->size) i += 64 * __builtin_ctzll(marks->blocks[i / 4096] >> i / 64 % 64);
     }
-    c->first = first;
-    c->last = last;
+    return marks->first + gspi_min(i, marks->size);
 }
 
-/* A step: takes the first elements of each row, one or four, out of a window; gives the rows that have any. */
-GSPI_INLINE uint64_t take_window(uint64_t *here, int64_t width, int64_t per_row) {
+/* Steps: each takes the first elements of each row, one or four, out of a window, and gives the rows that have any. */
+GSPI_INLINE uint64_t take_one(uint64_t *here, int64_t width) {
+    uint64_t before = 0;
+    /* Four columns together, so that the next four wait for one operation. */
+    for (int64_t i = 0; i < width; i += 4) {
+        const uint64_t a = here[i], b = here[i + 1], c = here[i + 2], d = here[i + 3], ab = a | b;
+        here[i] = a & before;
+        here[i + 1] = b & (before | a);
+        here[i + 2] = c & (before | ab);
+        here[i + 3] = d & (before | ab | c);
+        before |= ab | (c | d);
+    }
+    return before;
+}
+
+GSPI_INLINE uint64_t take_four(uint64_t *here, int64_t width) {
     uint64_t once = 0, twice = 0, thrice = 0, full = 0; /* rows of which so many are taken */
     for (int64_t i = 0; i < width; i++) {
         const uint64_t rows = here[i];
-        if (per_row == 1) {
-            here[i] = rows & once;
-        } else {
-            here[i] = rows & full;
-            full |= rows & thrice;
-            thrice |= rows & twice;
-            twice |= rows & once;
-        }
+        here[i] = rows & full;
+        full |= rows & thrice;
+        thrice |= rows & twice;
+        twice |= rows & once;
         once |= rows;
     }
     return once;
@@ -152,35 +122,28 @@ GSPI_INLINE bool goes_along(int strips, int64_t per_row) { return strips <= 2 &&
 
 /* How rows [first, last) of the list, `rows` to a strip, are laid out in windows for all of them: with quads along, or
  * all across if that is cheaper. */
-GSPI_INLINE layout count_steps_of(const gspi_rows *list, int64_t first, int64_t last, int64_t rows,
+GSPI_INLINE layout count_steps_of(gspi_rows *list, int64_t first, int64_t last, int64_t rows,
                                   const windows *w, int64_t width, int64_t per_row) {
-    columns c;
-    begin_front(list, first, last, last - first, &c.front);
-    memset(c.nothing, 0, sizeof c.nothing);
-    c.first = c.last = 0;
+    const gspi_marks *marks = &list->marks;
+    const int64_t behind = w->last + width; /* all columns */
     const uint64_t strip = ((uint64_t)1 << rows) - 1;
     layout l = {0};
     int64_t steps = 0;
-    for (uint64_t *at = c.here, *end = at;; steps++) {
-        while (at < end && *at == 0) at++;
-        if (at == end) {
-            const int64_t least = least_key(&c.front);
-            if (least == GSPI_NO_KEY) break;
-            move_columns(&c, least);
-            at = c.here;
+    gspi_mark_rows(list, first, last);
+    for (int64_t least = 0; (least = next_column(marks, least)) < behind;) {
+        const int64_t begin = window_at(w, least);
+        if (begin + width > marks->end) {
+            gspi_move_marks(list, first, last, begin);
+            continue;
         }
-        const int64_t least = c.first + (at - c.here), begin = window_at(w, least);
-        if (begin + width > c.last) {
-            move_columns(&c, least);
-            at = c.here;
-        }
-        end = c.here + (c.last - c.first);
-        const uint64_t taken = take_window(c.here + (begin - c.first), width, per_row);
+        uint64_t *const here = marks->rows + (begin - marks->first);
+        const uint64_t taken = per_row == 1 ? take_one(here, width) : take_four(here, width);
         int strips = 0;
         for (int i = 0; i < 4; i++) strips += (taken >> i * rows & strip) != 0;
         if (goes_along(strips, per_row))
             for (int i = 0; i < 4; i++) l.along[i] += (taken >> i * rows & strip) != 0;
         else l.across++;
+        steps++;
     }
     for (int i = 0; i < 4; i++) l.along[i] = gspi_ceil_div(l.along[i], 4);
     const layout all_across = {.across = steps};
@@ -188,7 +151,7 @@ GSPI_INLINE layout count_steps_of(const gspi_rows *list, int64_t first, int64_t 
 }
 
 /* Compiled for all widths of tables that there are, so that the loop over a window does not end by a guess. */
-static layout count_steps(const gspi_rows *list, int64_t first, int64_t last, int64_t rows,
+static layout count_steps(gspi_rows *list, int64_t first, int64_t last, int64_t rows,
                           const windows *w) {
     switch (w->per_row == 1 ? w->width : -w->width) {
     case 8: return count_steps_of(list, first, last, rows, w, 8, 1);
@@ -229,23 +192,26 @@ static float least_cost(const gspi_rows *list, int64_t first, int64_t last, int6
 }
 
 /* How rows [first, last), at most four strips, are laid out for the least cost. Without quads across, each strip has
- * windows of its own. */
-static layout count_quads(const gspi_rows *list, int64_t first, int64_t last,
-                          const gspi_entry *entry, const windows *w) {
+ * windows of its own: these are counted for as long as they may be cheaper, if a strip takes `padding` times the quads
+ * that it needs at least. *seen becomes the least such number of those that were counted, if it is less. */
+static layout count_quads(gspi_rows *list, int64_t first, int64_t last, const gspi_entry *entry,
+                          const windows *w, float padding, float *seen) {
     const int64_t rows = strip_rows(entry, w->per_row);
     const layout together = count_steps(list, first, last, rows, w);
     if (w->per_row > 1) return together;
-    /* Stops as soon as it cannot be cheaper. */
     const float most = together.across > 0 ? cost_of(&together) / ALONG : INFINITY;
     layout apart = {0};
-    int64_t quads = 0;
-    for (int i = 0; first + i * rows < last; i++) quads += least_quads(list, first + i * rows);
-    for (int i = 0; first + i * rows < last && (float)quads < most; i++) {
+    float quads = 0;
+    for (int i = 0; first + i * rows < last; i++)
+        quads += padding * (float)least_quads(list, first + i * rows);
+    for (int i = 0; first + i * rows < last && quads < most; i++) {
         const int64_t from = first + i * rows, to = gspi_min(from + rows, last);
+        const float least = (float)least_quads(list, from);
         apart.along[i] = count_steps(list, from, to, rows, w).along[0];
-        quads += apart.along[i] - least_quads(list, from);
+        quads += (float)apart.along[i] - padding * least;
+        if (least > 0) *seen = fminf(*seen, (float)apart.along[i] / least);
     }
-    return (float)quads < most ? apart : together;
+    return quads < most ? apart : together;
 }
 
 /* ----------------------------------------------------------------- choice */
@@ -274,7 +240,7 @@ static float bound_of(const gspi_rows *list, int64_t x_size, const candidate *c)
 
 /* Counts one more part of a sample of the fours of strips, which are evenly spread, and takes what others cost above
  * their bound to be as much. */
-static void count_part(const gspi_rows *list, int64_t x_size, candidate *c) {
+static void count_part(gspi_rows *list, int64_t x_size, candidate *c) {
     const gspi_entry *entry = c->entry;
     const windows w = windows_of(entry, x_size, c->grain, c->per_row);
     const int64_t strip = strip_rows(entry, c->per_row),
@@ -283,7 +249,7 @@ static void count_part(const gspi_rows *list, int64_t x_size, candidate *c) {
     for (int64_t i = c->parts++; i < sampled; i += PARTS) {
         const int64_t first = (2 * i + 1) * fours / (2 * sampled) * 4 * strip,
                       last = gspi_min(first + 4 * strip, list->rows);
-        const layout l = count_quads(list, first, last, entry, &w);
+        const layout l = count_quads(list, first, last, entry, &w, 1, &c->padding);
         c->quads += cost_of(&l);
         c->least += least_cost(list, first, last, strip, &w);
     }
@@ -296,7 +262,8 @@ static int list_candidates(const gsp_matrix *matrix, const gspi_entry *first, co
     int count = 0;
     for (const gspi_entry *entry = first; entry < end; entry++) {
         if (!gspi_takes(entry, matrix, GSPI_SPMV)) continue;
-        candidate c = {.entry = entry, .per_row = 1, .grain = 1, .parts = PARTS};
+        candidate c = {
+            .entry = entry, .per_row = 1, .grain = 1, .parts = PARTS, .padding = INFINITY};
         if (entry->form != GSPI_TABLES) {
             c.cost = entry->form == GSPI_GATHER
                          ? gather_cost(list, entry)
@@ -325,7 +292,7 @@ static int list_candidates(const gsp_matrix *matrix, const gspi_entry *first, co
 /* The cheapest. Whichever seems to be is counted further, until the cheapest is one that has been counted: so balanced
  * masks, which have no padding, need a single count. */
 static candidate choose(gsp_plan *plan, const gsp_matrix *matrix, const gspi_entry *first,
-                        const gspi_entry *end, const gspi_rows *list, int64_t x_size) {
+                        const gspi_entry *end, gspi_rows *list, int64_t x_size) {
     candidate candidates[4 * MAX_ENTRIES];
     const int count = list_candidates(matrix, first, end, list, x_size, candidates);
     for (;;) {
@@ -344,6 +311,45 @@ static candidate choose(gsp_plan *plan, const gsp_matrix *matrix, const gspi_ent
 
 /* ---------------------------------------------------------------- packing */
 
+/* How far each of up to MAX_ROWS rows is. */
+typedef struct {
+    const gspi_element *at[MAX_ROWS];
+} front;
+
+/* Rows [first, last) of the list, and some more that are done from the start: `rows` in all. */
+static void begin_front(const gspi_rows *list, int64_t first, int64_t last, int64_t rows,
+                        front *f) {
+    const gspi_element *const done = gspi_row(list, last - 1) + gspi_row_size(list, last - 1);
+    for (int64_t i = 0; i < rows; i++)
+        f->at[i] = first + i < last ? gspi_row(list, first + i) : done;
+}
+
+/* The next elements of one strip, as far as they are in the window, as step 0 to 3 of a quad: rows from `first` of the
+ * front on, or every fourth with several slots to a row, so that sums of strips come out in order. least: the least
+ * column of what is left then. */
+GSPI_INLINE void pack_step(front *f, int64_t first, int32_t begin, int32_t end, unsigned char *quad,
+                           int64_t step, int64_t lanes, int64_t per_row, int32_t *least) {
+    float *values = (float *)(quad + 4 * lanes) + step * lanes;
+    int32_t next = GSPI_NO_KEY;
+    for (int64_t lane = 0; lane < lanes; lane += per_row) {
+        const gspi_element **row = &f->at[first + (per_row > 1 ? lane / per_row * 4 : lane)],
+                           *at = *row;
+        for (int64_t i = lane; i < lane + per_row; i++) {
+            /* Whether a slot is used is hard to predict: masks instead of branches. */
+            const uint32_t here = at->key < end, mask = -here;
+            uint32_t bits;
+            memcpy(&bits, &at->value, sizeof bits);
+            bits &= mask;
+            memcpy(&values[i], &bits, sizeof bits);
+            quad[4 * i + step] = (unsigned char)((uint32_t)(at->key - begin) & mask);
+            at += here;
+        }
+        *row = at;
+        next = at->key < next ? at->key : next;
+    }
+    *least = next;
+}
+
 /* Where the next step of quads along goes. */
 typedef struct {
     unsigned char *quad;
@@ -351,53 +357,12 @@ typedef struct {
     int64_t steps; /* so far */
 } along_end;
 
-/* The next elements of one strip, as far as they are in the window, as a step. */
-GSPI_INLINE void pack_step_along(front *f, int64_t first, int32_t begin, int32_t end, along_end *to,
-                                 int64_t lanes, int32_t *least) {
+GSPI_INLINE void pack_along(front *f, int64_t strip, int32_t begin, int32_t end, along_end *to,
+                            int64_t lanes, int32_t *least) {
     const int64_t step = to->steps % 4;
-    float *values = (float *)(to->quad + 4 * lanes) + step * lanes;
-    *least = GSPI_NO_KEY;
-    for (int64_t lane = 0; lane < lanes; lane++) {
-        /* Whether a slot is used is hard to predict: masks instead of branches. */
-        const gspi_element *at = f->at[first + lane];
-        const uint32_t here = at->key < end, mask = -here;
-        uint32_t bits;
-        memcpy(&bits, &at->value, sizeof bits);
-        bits &= mask;
-        memcpy(&values[lane], &bits, sizeof bits);
-        to->quad[4 * lane + step] = (unsigned char)((uint32_t)(at->key - begin) & mask);
-        at += here;
-        f->at[first + lane] = at;
-        *least = at->key < *least ? at->key : *least;
-    }
+    pack_step(f, strip * lanes, begin, end, to->quad, step, lanes, 1, least);
     to->tables[to->steps++] = (uint32_t)begin;
     if (step == 3) to->quad += gspi_quad_bytes(GSPI_TABLES, (int)lanes);
-}
-
-/* The same for all four strips. With several slots to a row, row r is in strip r % 4: so the sums come out in
- * order. */
-GSPI_INLINE void pack_step_across(front *f, int32_t begin, int32_t end, unsigned char *quad,
-                                  int64_t lanes, int64_t per_row, int32_t least[4]) {
-    float *values = (float *)(quad + 4 * lanes);
-    for (int strip = 0; strip < 4; strip++) least[strip] = GSPI_NO_KEY;
-    for (int64_t lane = 0; lane < lanes; lane++) {
-        uint32_t word = 0;
-        for (int strip = 0; strip < 4; strip++) {
-            const int64_t row = per_row > 1 ? lane / per_row * 4 + strip : strip * lanes + lane;
-            const gspi_element *at = f->at[row];
-            const uint32_t here = at->key < end, mask = -here;
-            uint32_t bits;
-            memcpy(&bits, &at->value, sizeof bits);
-            bits &= mask;
-            memcpy(&values[strip * lanes + lane], &bits, sizeof bits);
-            word |= ((uint32_t)(at->key - begin) & mask) << 8 * strip;
-            at += here;
-            f->at[row] = at;
-            if (lane % per_row == per_row - 1)
-                least[strip] = at->key < least[strip] ? at->key : least[strip];
-        }
-        ((uint32_t *)quad)[lane] = word;
-    }
 }
 
 /* Packs rows [first, last) as `four` says into its quads and tables. */
@@ -426,8 +391,8 @@ GSPI_INLINE void pack_four_of(const gspi_rows *list, int64_t first, int64_t last
     for (int strip = 0; four->across == 0 && strip < 4; strip++)
         while (least[strip] != GSPI_NO_KEY) {
             const int32_t begin = (int32_t)window_at(w, least[strip]);
-            pack_step_along(&f, strip * lanes, begin, begin + (int32_t)w->width, &ends[strip],
-                            lanes, &least[strip]);
+            pack_along(&f, strip, begin, begin + (int32_t)w->width, &ends[strip], lanes,
+                       &least[strip]);
         }
     for (;;) {
         int32_t all = GSPI_NO_KEY;
@@ -439,11 +404,12 @@ GSPI_INLINE void pack_four_of(const gspi_rows *list, int64_t first, int64_t last
         if (both && goes_along(strips, per_row)) {
             for (int strip = 0; strip < 4; strip++)
                 if (least[strip] < end)
-                    pack_step_along(&f, strip * lanes, begin, end, &ends[strip], lanes,
-                                    &least[strip]);
+                    pack_along(&f, strip, begin, end, &ends[strip], lanes, &least[strip]);
         } else {
             *tables++ = (uint32_t)begin;
-            pack_step_across(&f, begin, end, quad, lanes, per_row, least);
+            for (int64_t strip = 0; strip < 4; strip++)
+                pack_step(&f, per_row > 1 ? strip : strip * lanes, begin, end, quad, strip, lanes,
+                          per_row, &least[strip]);
             quad += quad_bytes;
         }
     }
@@ -465,8 +431,7 @@ static void pack_four(const gspi_rows *list, int64_t first, int64_t last, const 
     }
 }
 
-static gsp_status pack_tables(gsp_plan *plan, const gspi_rows *list, const uint32_t *order,
-                              const candidate *best) {
+static gsp_status pack_tables(gsp_plan *plan, gspi_rows *list, const candidate *best) {
     const gspi_entry *entry = best->entry;
     const windows w = windows_of(entry, plan->x_size, best->grain, best->per_row);
     const size_t quad_bytes = gspi_quad_bytes(GSPI_TABLES, entry->lanes);
@@ -477,10 +442,11 @@ static gsp_status pack_tables(gsp_plan *plan, const gspi_rows *list, const uint3
     plan->start = gspi_plan_alloc(plan, (uint64_t)plan->units + 1, sizeof *plan->start);
     plan->fours = gspi_plan_alloc(plan, (uint64_t)plan->units, sizeof *plan->fours);
     GSP_CHECK(plan->start != NULL && plan->fours != NULL, GSP_ERROR_MEMORY);
+    float padding = best->padding < INFINITY ? best->padding : 1;
     uint64_t tables = plan->start[0] = 0;
     for (int64_t u = 0; u < plan->units; u++) {
-        const layout l =
-            count_quads(list, u * rows, gspi_min((u + 1) * rows, list->rows), entry, &w);
+        const int64_t first = u * rows, last = gspi_min(first + rows, list->rows);
+        const layout l = count_quads(list, first, last, entry, &w, padding, &padding);
         gspi_four *four = &plan->fours[u];
         *four = (gspi_four){.table = tables, .across = (uint64_t)l.across};
         for (int i = 0; i < 4; i++) four->along[i] = (uint64_t)l.along[i];
@@ -489,7 +455,7 @@ static gsp_status pack_tables(gsp_plan *plan, const gspi_rows *list, const uint3
     }
     const uint64_t quads = plan->start[plan->units];
     bool natural = true;
-    for (int64_t row = 0; row < list->rows; row++) natural = natural && order[row] == row;
+    for (int64_t row = 0; row < list->rows; row++) natural = natural && list->order[row] == row;
     plan->slots = quads * 4 * (uint64_t)entry->lanes;
     plan->packed = gspi_plan_alloc(plan, quads, quad_bytes);
     plan->tables = gspi_plan_alloc(plan, tables, sizeof *plan->tables);
@@ -497,37 +463,44 @@ static gsp_status pack_tables(gsp_plan *plan, const gspi_rows *list, const uint3
         plan->row_map = gspi_plan_alloc(plan, (uint64_t)list->rows, sizeof *plan->row_map);
     GSP_CHECK(plan->packed != NULL && plan->tables != NULL && (natural || plan->row_map != NULL),
               GSP_ERROR_MEMORY);
-    if (!natural) memcpy(plan->row_map, order, (size_t)list->rows * sizeof *order);
-    for (int64_t u = 0; u < plan->units; u++)
-        pack_four(list, u * rows, gspi_min((u + 1) * rows, list->rows), &w, &plan->fours[u],
+    if (!natural) memcpy(plan->row_map, list->order, (size_t)list->rows * sizeof *list->order);
+    for (int64_t u = 0; u < plan->units; u++) {
+        const int64_t first = u * rows, last = gspi_min(first + rows, list->rows);
+        GSP_TRY(gspi_read_rows(list, first, last));
+        pack_four(list, first, last, &w, &plan->fours[u],
                   plan->packed + plan->start[u] * quad_bytes, plan->tables + plan->fours[u].table,
                   entry->lanes);
+    }
     return GSP_OK;
 }
 
-static gsp_status pack_gather(gsp_plan *plan, const gspi_rows *list, const uint32_t *order) {
+static gsp_status pack_gather(gsp_plan *plan, gspi_rows *list) {
     const int64_t lanes = plan->entry->lanes;
     const size_t quad_bytes = gspi_quad_bytes(GSPI_GATHER, plan->entry->lanes);
     plan->units = gspi_ceil_div(list->rows, lanes);
     plan->start = gspi_plan_alloc(plan, (uint64_t)plan->units + 1, sizeof *plan->start);
     plan->row_map = gspi_plan_alloc(plan, (uint64_t)list->rows, sizeof *plan->row_map);
     GSP_CHECK(plan->start != NULL && plan->row_map != NULL, GSP_ERROR_MEMORY);
+    memcpy(plan->row_map, list->order, (size_t)list->rows * sizeof *list->order);
     plan->start[0] = 0;
     for (int64_t u = 0; u < plan->units; u++)
         plan->start[u + 1] = plan->start[u] + (uint64_t)least_quads(list, u * lanes);
     plan->slots = plan->start[plan->units] * 4 * (uint64_t)lanes;
     plan->packed = gspi_plan_alloc(plan, plan->start[plan->units], quad_bytes);
     GSP_CHECK(plan->packed != NULL, GSP_ERROR_MEMORY);
-    memset(plan->packed, 0, plan->start[plan->units] * quad_bytes);
-    for (int64_t place = 0; place < list->rows; place++) {
-        const uint64_t begin = list->start[place], end = list->start[place + 1] - 1;
-        plan->row_map[place] = order[place];
-        for (uint64_t e = begin; e < end; e++) {
-            unsigned char *quad =
-                plan->packed + (plan->start[place / lanes] + (e - begin) / 4) * quad_bytes;
-            const int64_t slot = (int64_t)((e - begin) % 4) * lanes + place % lanes;
-            ((int32_t *)quad)[slot] = list->elements[e].key;
-            ((float *)(quad + 16 * lanes))[slot] = list->elements[e].value;
+    for (int64_t u = 0; u < plan->units; u++) {
+        const int64_t first = u * lanes, last = gspi_min(first + lanes, list->rows);
+        unsigned char *const packed = plan->packed + plan->start[u] * quad_bytes;
+        memset(packed, 0, (plan->start[u + 1] - plan->start[u]) * quad_bytes);
+        GSP_TRY(gspi_read_rows(list, first, last));
+        for (int64_t place = first; place < last; place++) {
+            const gspi_element *row = gspi_row(list, place);
+            for (uint64_t i = 0; i < gspi_row_size(list, place); i++) {
+                unsigned char *quad = packed + i / 4 * quad_bytes;
+                const int64_t slot = (int64_t)(i % 4) * lanes + place - first;
+                ((int32_t *)quad)[slot] = row[i].key;
+                ((float *)(quad + 16 * lanes))[slot] = row[i].value;
+            }
         }
     }
     return GSP_OK;
@@ -552,42 +525,31 @@ static int64_t most_samples(const candidate *best, uint64_t entries) {
 }
 
 /* Lays the rows of the list out as the candidate wants them. */
-static gsp_status pack_rows(gsp_plan *plan, const gsp_matrix *matrix, const gspi_rows *list,
-                            const uint32_t *order, const candidate *c) {
+static gsp_status pack_rows(gsp_plan *plan, const gsp_matrix *matrix, gspi_rows *list,
+                            const candidate *c) {
     plan->entry = c->entry;
     plan->entries = list->entries;
     switch (c->entry->form) {
-    case GSPI_TABLES: return pack_tables(plan, list, order, c);
-    case GSPI_GATHER: return pack_gather(plan, list, order);
+    case GSPI_TABLES: return pack_tables(plan, list, c);
+    case GSPI_GATHER: return pack_gather(plan, list);
     default: return gspi_pack_blocks(plan, matrix);
     }
 }
 
 gsp_status gspi_plan_rows(gsp_plan *plan, const gsp_matrix *matrix, const gspi_entry *first,
                           const gspi_entry *end, int64_t n) {
-    gsp_context *context = plan->context;
-    gspi_rows list = {0};
-    uint32_t *counts = gspi_alloc(context, (size_t)matrix->rows, sizeof *counts);
-    uint32_t *order = gspi_alloc(context, (size_t)matrix->rows, sizeof *order);
-    gsp_status status = counts != NULL && order != NULL ? GSP_OK : GSP_ERROR_MEMORY;
     const int64_t bank_stride = gspi_bank_stride(matrix),
                   x_size = bank_stride > 0 ? bank_stride * matrix->pattern.banks : matrix->cols;
-    if (status == GSP_OK) {
-        gspi_count_rows(matrix, counts);
-        status = gspi_fullest_first(context, matrix, counts, order);
+    gspi_rows list;
+    GSP_TRY(gspi_open_rows(plan->context, matrix, true, bank_stride, &list));
+    const candidate best = choose(plan, matrix, first, end, &list, x_size);
+    gsp_status status = GSP_OK;
+    plan->most = most_samples(&best, list.entries);
+    if (n <= plan->most) {
+        plan->bank_stride = bank_stride;
+        plan->x_size = gspi_max(x_size, best.entry->width);
+        status = pack_rows(plan, matrix, &list, &best);
     }
-    if (status == GSP_OK) status = gspi_decode_rows(context, matrix, order, bank_stride, &list);
-    if (status == GSP_OK) {
-        const candidate best = choose(plan, matrix, first, end, &list, x_size);
-        plan->most = most_samples(&best, list.entries);
-        if (n <= plan->most) {
-            plan->bank_stride = bank_stride;
-            plan->x_size = gspi_max(x_size, best.entry->width);
-            status = pack_rows(plan, matrix, &list, order, &best);
-        }
-    }
-    gspi_free_rows(context, &list);
-    gspi_free(context, order);
-    gspi_free(context, counts);
+    gspi_close_rows(&list);
     return status;
 }

@@ -73,7 +73,7 @@ static void pack(const gsp_plan *plan, const gspi_rows *list, size_t size) {
     for (int64_t unit = 0; unit < plan->units; unit++) {
         const int64_t row = unit * GSPI_TILE_ROWS;
         front f = {.rows = gspi_min(GSPI_TILE_ROWS, list->rows - row)};
-        for (int64_t i = 0; i < f.rows; i++) f.at[i] = list->elements + list->start[row + i];
+        for (int64_t i = 0; i < f.rows; i++) f.at[i] = gspi_row(list, row + i);
         plan->start[unit] = (uint64_t)(value - plan->packed) / size;
         for (int64_t end = width; end <= plan->x_size; end += width) {
             spread_step(&f, (int32_t)end, columns, &step);
