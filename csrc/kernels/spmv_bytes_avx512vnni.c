@@ -20,7 +20,6 @@
 #include "spmv_narrow.h"
 
 #define ITEM 256
-#define AT_ONCE 8 /* samples: 16 sums */
 
 GSPI_VECTOR void bytes(const gsp_plan *plan, const gspi_product *product, int64_t sample,
                        int64_t first, int64_t last, int samples) {
@@ -29,8 +28,8 @@ GSPI_VECTOR void bytes(const gsp_plan *plan, const gspi_product *product, int64_
     for (int64_t unit = first; unit < last; unit++) {
         const uint32_t *tables = plan->tables + plan->start[unit];
         const unsigned char *item = plan->packed + plan->start[unit] * ITEM;
-        __m512i sum[AT_ONCE][2];
-        __m512 total[AT_ONCE * 2];
+        __m512i sum[NARROW_AT_ONCE][2];
+        __m512 total[NARROW_AT_ONCE * 2];
         for (int s = 0; s < samples; s++) sum[s][0] = sum[s][1] = _mm512_setzero_si512();
         for (uint64_t left = plan->start[unit + 1] - plan->start[unit]; left > 0; left--) {
             const uint8_t *table = x + *tables++;
@@ -70,7 +69,7 @@ GSPI_VECTOR void bytes(const gsp_plan *plan, const gspi_product *product, int64_
     NARROW_CASE(4, bytes)                                                                          \
     NARROW_CASE(5, bytes) NARROW_CASE(6, bytes) NARROW_CASE(7, bytes) NARROW_CASE(8, bytes)
 
-NARROW_KERNEL(gsp_i8_spmv_bytes128__avx512vnni, AT_ONCE, BYTES)
+NARROW_KERNEL(gsp_i8_spmv_bytes128__avx512vnni, NARROW_AT_ONCE, BYTES)
 
 gspi_quantum gspi_to_bytes__avx512vnni(const float *x, int64_t cols, unsigned char *to) {
     const gspi_quantum quantum = narrow_measure(x, cols);

@@ -9,6 +9,8 @@
 
 /* Packed bytes that stay in L2 while all groups of samples go over them. */
 #define NARROW_BLOCK 262144
+/* Samples of a group at most. */
+#define NARROW_AT_ONCE 8
 
 /* `samples` samples of a product, from `sample` on, over the units [first, last). */
 typedef void narrow_loop(const gsp_plan *plan, const gspi_product *product, int64_t sample,
@@ -55,61 +57,71 @@ GSPI_VECTOR gspi_v narrow_take(const gsp_plan *plan, const void *array, int64_t 
     return v_loadu(lanes);
 }
 
-/* A strip's sums to the rows of its places, of which `count` are there. */
-GSPI_VECTOR void narrow_put(const gsp_plan *plan, void *y, int64_t step, int64_t place,
-                            int64_t count, gspi_v sum) {
-    const uint32_t *rows = plan->row_map == NULL ? NULL : plan->row_map + place;
-    float lanes[V_LANES];
-    v_storeu(lanes, sum);
-    if (plan->operand == GSP_BFLOAT16) {
-        uint16_t halves[V_LANES], *to = y;
-        for (int i = 0; i < V_LANES; i++) halves[i] = gspi_to_bfloat16(lanes[i]);
-        if (rows == NULL && step == 1 && count == V_LANES)
-            memcpy(to + place, halves, sizeof halves);
-        else if (rows != NULL && step == 1 && count == V_LANES)
-            for (int i = 0; i < V_LANES; i++) to[rows[i]] = halves[i];
-        else
-            for (int64_t i = 0; i < count; i++)
-                to[(rows == NULL ? place + i : rows[i]) * step] = halves[i];
-        return;
+/* A register as whole numbers, and half of one. */
+typedef uint32_t narrow_words __attribute__((vector_size(sizeof(gspi_v))));
+typedef uint16_t narrow_halves __attribute__((vector_size(sizeof(gspi_v) / 2)));
+
+/* gspi_to_bfloat16 of each lane. */
+GSPI_VECTOR narrow_halves narrow_round(gspi_v v) {
+    const narrow_words bits = (narrow_words)v, rounded = bits + 0x7fff + (bits >> 16 & 1);
+    const narrow_words nan = (narrow_words)((bits & 0x7fffffff) > 0x7f800000);
+    return __builtin_convertvector(((nan & (bits | 0x400000)) | (~nan & rounded)) >> 16,
+                                   narrow_halves);
+}
+
+/* Writes the results of a strip, of which `count` are there, to their rows of y. Of a whole strip each lane goes from
+ * the register to its row: by way of the stack it would wait for the store that it is loaded from. */
+#define NARROW_PUT(name, type, vector)                                                             \
+    GSPI_VECTOR void name(const uint32_t *rows, int64_t place, int64_t count, int64_t step,        \
+                          type *y, vector v) {                                                     \
+        if (count == V_LANES && rows == NULL && step == 1) {                                       \
+            memcpy(y + place, &v, sizeof v);                                                       \
+        } else if (count == V_LANES && rows != NULL) {                                             \
+            rows += place;                                                                         \
+            for (int i = 0; i < V_LANES; i++) y[rows[i] * step] = v[i];   \
+        } else {                                                                                   \
+            type lanes[V_LANES];                                                                   \
+            memcpy(lanes, &v, sizeof v);                                                           \
+            for (int64_t i = 0; i < count; i++)                                                    \
+                y[(rows == NULL ? place + i : rows[place + i]) * step] = lanes[i];                 \
+        }                                                                                          \
     }
-    float *to = y;
-    if (rows == NULL && step == 1) v_store_some(to + place, v_mask(count), sum);
-    else if (rows != NULL && step == 1 && count == V_LANES)
-        for (int i = 0; i < V_LANES; i++) to[rows[i]] = lanes[i];
-    else
-        for (int64_t i = 0; i < count; i++)
-            to[(rows == NULL ? place + i : rows[i]) * step] = lanes[i];
-}
+NARROW_PUT(narrow_put_floats, float, gspi_v)
+NARROW_PUT(narrow_put_halves, uint16_t, narrow_halves)
 
-/* Scales, bias, residual and activation of the sums of a strip of a sample, and their way to y. */
-GSPI_VECTOR void narrow_finish(const gsp_plan *plan, const gspi_product *product, int64_t sample,
-                               int64_t place, gspi_v sum) {
-    const int64_t count = gspi_min(plan->matrix.rows - place, V_LANES);
-    const gsp_epilogue *epilogue = product->epilogue;
-    const size_t size = plan->operand == GSP_BFLOAT16 ? sizeof(uint16_t) : sizeof(float);
-    const size_t at = (size_t)(sample * product->y_sample) * size;
-    if (count <= 0) return;
-    if (plan->scales != NULL)
-        sum =
-            v_mul(v_mul(sum, v_set1(product->quanta[sample].scale)), v_loadu(plan->scales + place));
-    if (epilogue->bias != NULL)
-        sum = v_add(sum, narrow_take(plan, epilogue->bias, 1, place, count));
-    if (epilogue->residual != NULL)
-        sum = v_add(sum, narrow_take(plan, (const char *)epilogue->residual + at, product->y_row,
-                                     place, count));
-    sum = v_activate(sum, epilogue);
-    narrow_put(plan, (char *)product->y + at, product->y_row, place, count, sum);
-}
-
-/* The same for the sums of a unit of some samples, [sample][strip]. Not inlined: or GCC keeps the sums of the loop
- * before it in memory. */
+/* Scales, bias, residual and activation of the sums of a unit of some samples, [sample][strip], and their way to y.
+ * What is the same for all samples of a strip is done once. Not inlined: or GCC keeps the sums of the loop before it in
+ * memory. */
 static __attribute__((noinline)) void
 narrow_finish_unit(const gsp_plan *plan, const gspi_product *product, int64_t sample,
                    int64_t samples, int64_t unit, int64_t strips, const gspi_v *sums) {
-    for (int64_t i = 0; i < samples * strips; i++)
-        narrow_finish(plan, product, sample + i / strips, (unit * strips + i % strips) * V_LANES,
-                      sums[i]);
+    const gsp_epilogue epilogue = *product->epilogue; /* which no store can change */
+    const uint32_t *rows = plan->row_map;
+    const bool halves = plan->operand == GSP_BFLOAT16;
+    const size_t size = halves ? sizeof(uint16_t) : sizeof(float);
+    for (int64_t strip = 0; strip < strips; strip++) {
+        const int64_t place = (unit * strips + strip) * V_LANES, step = product->y_row;
+        const int64_t count = gspi_min(plan->matrix.rows - place, V_LANES);
+        if (count <= 0) return;
+        const gspi_v zero = v_set1(0.0f);
+        const gspi_v scales = plan->scales == NULL ? zero : v_loadu(plan->scales + place);
+        const gspi_v bias =
+            epilogue.bias == NULL ? zero : narrow_take(plan, epilogue.bias, 1, place, count);
+        for (int64_t s = 0; s < samples; s++) {
+            const size_t at = (size_t)((sample + s) * product->y_sample) * size;
+            void *y = (char *)product->y + at;
+            gspi_v sum = sums[s * strips + strip];
+            if (plan->scales != NULL)
+                sum = v_mul(v_mul(sum, v_set1(product->quanta[sample + s].scale)), scales);
+            if (epilogue.bias != NULL) sum = v_add(sum, bias);
+            if (epilogue.residual != NULL)
+                sum = v_add(sum, narrow_take(plan, (const char *)epilogue.residual + at, step,
+                                             place, count));
+            if (epilogue.activation != GSP_NONE) sum = v_activate(sum, &epilogue);
+            if (halves) narrow_put_halves(rows, place, count, step, y, narrow_round(sum));
+            else narrow_put_floats(rows, place, count, step, y, sum);
+        }
+    }
 }
 
 /* ----------------------------------------------------------- x in 8 bits */

@@ -21,7 +21,6 @@
 #include "spmv_narrow.h"
 
 #define ITEM 192
-#define AT_ONCE 8 /* samples: 16 sums */
 
 GSPI_VECTOR void add_item(const uint16_t *table, int64_t apart, const unsigned char *item,
                           int samples, __m512 (*sum)[4], int at) {
@@ -50,7 +49,7 @@ GSPI_VECTOR void pairs(const gsp_plan *plan, const gspi_product *product, int64_
         uint64_t left = plan->start[unit + 1] - plan->start[unit];
         const uint32_t *tables = plan->tables + plan->start[unit];
         const unsigned char *item = plan->packed + plan->start[unit] * ITEM;
-        __m512 sum[AT_ONCE][4], total[AT_ONCE * 2];
+        __m512 sum[NARROW_AT_ONCE][4], total[NARROW_AT_ONCE * 2];
         for (int s = 0; s < samples; s++)
             for (int i = 0; i < 4; i++) sum[s][i] = _mm512_setzero_ps();
         /* Several samples hide among themselves how long a sum takes from one step to the next. */
@@ -75,5 +74,5 @@ GSPI_VECTOR void pairs(const gsp_plan *plan, const gspi_product *product, int64_
     NARROW_CASE(4, pairs)                                                                          \
     NARROW_CASE(5, pairs) NARROW_CASE(6, pairs) NARROW_CASE(7, pairs) NARROW_CASE(8, pairs)
 
-NARROW_KERNEL(gsp_bf16_spmv_pairs64__avx512bf16, AT_ONCE, PAIRS)
+NARROW_KERNEL(gsp_bf16_spmv_pairs64__avx512bf16, NARROW_AT_ONCE, PAIRS)
 #endif
