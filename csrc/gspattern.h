@@ -389,7 +389,8 @@ GSP_API gsp_status gsp_convolve(const gsp_plan *plan, const gsp_convolution *con
 typedef enum gsp_cell { GSP_LSTM = 0, GSP_GRU = 1 } gsp_cell;
 
 /* Weights of one layer in one direction. A plan for columns (gsp_plan_describe) is best from some ten samples of a
- * product on: the input product has those of many steps, the hidden one those of one. */
+ * product on: the input product has those of many steps, the hidden one those of one. A plan that
+ * gsp_plan_create_for made for int8 rounds x, or h at each step, sample by sample; all else is float. */
 typedef struct gsp_recurrent_layer {
     const gsp_plan
         *input; /* W_ih: gates * hidden rows; cols: features of x, or of the layer below */
@@ -421,7 +422,7 @@ typedef struct gsp_sequences {
 } gsp_sequences;
 
 /* Bytes that gsp_recurrent_run needs; of the sequences, only their numbers are read. GSP_ERROR_SHAPE if something
- * does not fit together, GSP_ERROR_DTYPE if float64 plans are among others. */
+ * does not fit together, GSP_ERROR_DTYPE if float64 plans are among others, or one is for x in bfloat16. */
 GSP_API gsp_status gsp_recurrent_workspace(const gsp_recurrent *recurrent,
                                            const gsp_sequences *sequences, size_t *bytes);
 /* Runs all steps of all layers. The workspace is the caller's, aligned to 64 bytes, and holds nothing between calls.

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from gspattern import _core
 from gspattern.masks import _as_array
 from gspattern.matrices import Matrix
-from gspattern.plans import _dtype_of, _operand, plan_for_samples
+from gspattern.plans import _BFLOAT16, _dtype_of, _operand, plan_for_samples
 
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell"]
 
@@ -186,13 +186,18 @@ def _call(
     x: Array,
     batch_sizes: npt.NDArray[np.int64] | None,
     states: Sequence[Array | None],
+    operand: npt.DTypeLike | None,
 ) -> tuple[Array, Array, Array | None]:
     """The steps themselves: x [steps, batch, features] or, with batch_sizes, [samples, features]."""
+    if operand is not None and np.dtype(operand) == _BFLOAT16:
+        raise TypeError(
+            "x and the states are not rounded to bfloat16: operand may be float32 or int8"
+        )
     batch = x.shape[1] if batch_sizes is None else int(batch_sizes[0])
     samples = x.shape[0] * batch if batch_sizes is None else x.shape[0]
     many = min(samples, max(batch, _RUN_SAMPLES))
     plans = tuple(
-        plan_for_samples(matrix, batch if i % 2 else many, weights.dtype)
+        plan_for_samples(matrix, batch if i % 2 else many, operand)
         for i, matrix in enumerate(weights.matrices)
     )
     h0, c0 = (None if state is None else np.ascontiguousarray(state) for state in states)
@@ -217,6 +222,7 @@ def _sequence(
     batch_sizes: npt.ArrayLike | None,
     bidirectional: bool,
     batch_first: bool,
+    operand: npt.DTypeLike | None,
 ) -> tuple[Array, Array, Array | None]:
     weights = check_params(params, cell, 2 if bidirectional else 1)
     array = _operand(x, weights.dtype, "x")
@@ -233,7 +239,7 @@ def _sequence(
     if batch_sizes is not None:
         sizes = _check_batch_sizes(batch_sizes, array.shape[0])
         states = _states(cell, hx, weights, (count, int(sizes[0]), weights.hidden))
-        return _call(cell, weights, array, sizes, states)
+        return _call(cell, weights, array, sizes, states, operand)
     single = array.ndim == 2
     if single:
         array = array[:, None]
@@ -246,15 +252,15 @@ def _sequence(
     states = _states(cell, hx, weights, shape)
     if single:
         states = [None if state is None else state[:, None] for state in states]
-        y, h_n, c_n = _call(cell, weights, array, None, states)
+        y, h_n, c_n = _call(cell, weights, array, None, states, operand)
         return y[:, 0], h_n[:, 0], None if c_n is None else c_n[:, 0]
     packing = None if lengths is None else _pack(lengths, steps, batch)
     if packing is None or batch == 0:
-        y, h_n, c_n = _call(cell, weights, array, None, states)
+        y, h_n, c_n = _call(cell, weights, array, None, states, operand)
     else:
         ordered = [None if state is None else state[:, packing.order] for state in states]
         data = array[packing.step, packing.sequence]
-        packed, h_n, c_n = _call(cell, weights, data, packing.batch_sizes, ordered)
+        packed, h_n, c_n = _call(cell, weights, data, packing.batch_sizes, ordered, operand)
         y = np.zeros((steps, batch, packed.shape[1]), packed.dtype)
         y[packing.step, packing.sequence] = packed
         back = np.argsort(packing.order)
@@ -271,6 +277,7 @@ def lstm(
     batch_sizes: npt.ArrayLike | None = None,
     bidirectional: bool = False,
     batch_first: bool = False,
+    operand: npt.DTypeLike | None = None,
 ) -> tuple[Array, tuple[Array, Array]]:
     """Run a stack of LSTM layers over sequences, as `torch.nn.LSTM` does.
 
@@ -281,9 +288,8 @@ def lstm(
         [samples, features]. float64 for float64 matrices, float32 for all others, as are the biases and states.
     params : sequence
         For every layer, and in it for every direction: weight_ih [4 H, features], weight_hh [4 H, H] and, if there
-        are biases, bias_ih and bias_hh [4 H] or None. Weights are matrices that `encode` made, of any pattern; with
-        those of int8, x and the states are not rounded. Layers above the first have H features, 2 H if bidirectional.
-        (torch's order, `module._flat_weights`.)
+        are biases, bias_ih and bias_hh [4 H] or None. Weights are matrices that `encode` made, of any pattern. Layers
+        above the first have H features, 2 H if bidirectional. (torch's order, `module._flat_weights`.)
     hx : (array_like, array_like), optional
         h_0 and c_0, each [layers * directions, N, H], or [layers * directions, H] for one sequence; else zeros.
     lengths : array_like of int, optional
@@ -295,6 +301,11 @@ def lstm(
         Whether there are two directions; the second begins at the end of each sequence.
     batch_first : bool
         Whether x and the output begin with the batch. It does not matter for one sequence or a packed x.
+    operand : dtype, optional
+        That in which x and h are multiplied with matrices of int8: "int8", each sample of x and of h at each step
+        rounded to 8 bits of its own range, as `linear` does (and if not given); or "float32", not rounded, at the
+        price of a plan 2.5 times as large. Sums, gates and c are float32 (float64) in any case. Other matrices take
+        none but their own.
 
     Returns
     -------
@@ -307,12 +318,13 @@ def lstm(
     Raises
     ------
     TypeError
-        If a weight is no Matrix, or something has another dtype: nothing is converted silently.
+        If a weight is no Matrix, something has another dtype (nothing is converted silently), or a weight is not
+        multiplied in that of `operand`.
     ValueError
         If shapes do not fit.
     """
     output, h_n, c_n = _sequence(
-        LSTM, x, params, hx, lengths, batch_sizes, bidirectional, batch_first
+        LSTM, x, params, hx, lengths, batch_sizes, bidirectional, batch_first, operand
     )
     assert c_n is not None
     return output, (h_n, c_n)
@@ -327,12 +339,13 @@ def gru(
     batch_sizes: npt.ArrayLike | None = None,
     bidirectional: bool = False,
     batch_first: bool = False,
+    operand: npt.DTypeLike | None = None,
 ) -> tuple[Array, Array]:
     """Run a stack of GRU layers over sequences, as `torch.nn.GRU` does.
 
     Parameters
     ----------
-    x, lengths, batch_sizes, bidirectional, batch_first
+    x, lengths, batch_sizes, bidirectional, batch_first, operand
         As for `lstm`.
     params : sequence
         As for `lstm`, with 3 H rows.
@@ -351,14 +364,18 @@ def gru(
     TypeError, ValueError
         As of `lstm`.
     """
-    output, h_n, _ = _sequence(GRU, x, params, hx, lengths, batch_sizes, bidirectional, batch_first)
+    output, h_n, _ = _sequence(
+        GRU, x, params, hx, lengths, batch_sizes, bidirectional, batch_first, operand
+    )
     return output, h_n
 
 
 # --------------------------------------------------------------------- cells
 
 
-def _step(cell: Cell, x: npt.ArrayLike, hx: Any, params: Params) -> tuple[Array, Array | None]:
+def _step(
+    cell: Cell, x: npt.ArrayLike, hx: Any, params: Params, operand: npt.DTypeLike | None
+) -> tuple[Array, Array | None]:
     weights = check_params(params, cell, 1)
     array = _operand(x, weights.dtype, "x")
     if array.ndim not in (1, 2) or array.shape[-1] != weights.features:
@@ -369,7 +386,7 @@ def _step(cell: Cell, x: npt.ArrayLike, hx: Any, params: Params) -> tuple[Array,
     states = _states(cell, hx, weights, shape)
     rows = array.reshape(1, -1, weights.features)
     states = [None if state is None else state.reshape(1, -1, weights.hidden) for state in states]
-    _, h_n, c_n = _call(cell, weights, rows, None, states)
+    _, h_n, c_n = _call(cell, weights, rows, None, states, operand)
     return h_n.reshape(shape), None if c_n is None else c_n.reshape(shape)
 
 
@@ -380,6 +397,8 @@ def lstm_cell(
     weight_hh: Matrix,
     bias_ih: npt.ArrayLike | None = None,
     bias_hh: npt.ArrayLike | None = None,
+    *,
+    operand: npt.DTypeLike | None = None,
 ) -> tuple[Array, Array]:
     """Do one step of an LSTM, as `torch.nn.LSTMCell` does.
 
@@ -393,6 +412,8 @@ def lstm_cell(
         [4 H, features] and [4 H, H], made by `encode`.
     bias_ih, bias_hh : array_like, optional
         [4 H].
+    operand : dtype, optional
+        As for `lstm`.
 
     Returns
     -------
@@ -404,7 +425,7 @@ def lstm_cell(
     TypeError, ValueError
         As of `lstm`.
     """
-    h, c = _step(LSTM, x, hx, (weight_ih, weight_hh, bias_ih, bias_hh))
+    h, c = _step(LSTM, x, hx, (weight_ih, weight_hh, bias_ih, bias_hh), operand)
     assert c is not None
     return h, c
 
@@ -416,6 +437,8 @@ def gru_cell(
     weight_hh: Matrix,
     bias_ih: npt.ArrayLike | None = None,
     bias_hh: npt.ArrayLike | None = None,
+    *,
+    operand: npt.DTypeLike | None = None,
 ) -> Array:
     """Do one step of a GRU, as `torch.nn.GRUCell` does.
 
@@ -429,6 +452,8 @@ def gru_cell(
         [3 H, features] and [3 H, H], made by `encode`.
     bias_ih, bias_hh : array_like, optional
         [3 H].
+    operand : dtype, optional
+        As for `lstm`.
 
     Returns
     -------
@@ -440,4 +465,4 @@ def gru_cell(
     TypeError, ValueError
         As of `lstm`.
     """
-    return _step(GRU, x, hx, (weight_ih, weight_hh, bias_ih, bias_hh))[0]
+    return _step(GRU, x, hx, (weight_ih, weight_hh, bias_ih, bias_hh), operand)[0]

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 import gspattern as gs
+from sample_matrices import rounded
 
 BACKENDS = gs.backends()
 # Around the lanes of every register.
@@ -64,12 +65,27 @@ def tanh(a, eps):
     return np.tanh(a[0]), a[1] + 2 * eps
 
 
-def step(kind, weights, x, h, c, eps):
+def off_by_rounding(x):
+    """x and a bound of its error, rounded to 8 bits of its range: by half a step of what is there."""
+    low, high = min(0, (x[0] - x[1]).min()), max(0, (x[0] + x[1]).max())
+    return x[0], x[1] + (high - low) / 255 * (0.5 + 1e-4)
+
+
+def step(kind, weights, x, h, c, eps, operand=None):
     """One step of one sample, in pairs of value and bound; weights are float64."""
     w_ih, w_hh, b_ih, b_hh = weights
+    before = h
+    if operand == "int8":
+        x, h = off_by_rounding(x), off_by_rounding(h)
     a, b = sums(w_ih, *x, eps), sums(w_hh, *h, eps)
+    return step_of_sums(kind, a, b, (b_ih, b_hh), before, c, eps)
+
+
+def step_of_sums(kind, a, b, biases, h, c, eps):
+    """The same from W_ih x and W_hh h."""
     a, b = (
-        plus(part, (bias, 2 * eps * np.abs(bias)), 2 * eps) for part, bias in ((a, b_ih), (b, b_hh))
+        plus(part, (bias, 2 * eps * np.abs(bias)), 2 * eps)
+        for part, bias in zip((a, b), biases, strict=True)
     )
     count = 4 if kind == "LSTM" else 3
     a, b = (list(zip(*(np.split(part, count) for part in pair), strict=True)) for pair in (a, b))
@@ -84,7 +100,7 @@ def step(kind, weights, x, h, c, eps):
     return plus(n, times(z, away, eps), eps), c
 
 
-def oracle(kind, weights, x, h0, c0, lengths=None, directions=1, eps=2.0**-23):
+def oracle(kind, weights, x, h0, c0, lengths=None, directions=1, eps=2.0**-23, operand=None):
     """y, h_n and c_n of time-major sequences, each a pair of values and bounds.
 
     weights[layer * directions + direction] is (w_ih, w_hh, b_ih, b_hh).
@@ -101,16 +117,16 @@ def oracle(kind, weights, x, h0, c0, lengths=None, directions=1, eps=2.0**-23):
             h, c = ((a[k, s].astype(np.float64), np.zeros(hidden)) for a in (h0, c0))
             order = range(lengths[s])
             for t in reversed(order) if way else order:
-                h, c = step(kind, weights[k], (below[0][t, s], below[1][t, s]), h, c, eps)
+                h, c = step(kind, weights[k], (below[0][t, s], below[1][t, s]), h, c, eps, operand)
                 y[:, t, s, way * hidden : (way + 1) * hidden] = h
             h_n[:, k, s], c_n[:, k, s] = h, c
         below = y
     return below, h_n, c_n
 
 
-def assert_within(got, exact):
+def assert_within(got, exact, most=1e-3):
     assert got.shape == exact[0].shape
-    assert np.median(exact[1]) < 1e-3, "a bound that says nothing"
+    assert np.median(exact[1]) < most, "a bound that says nothing"
     worst = np.abs(got - exact[0]) - exact[1]
     assert (worst <= 0).all(), f"off by {worst.max()} beyond the bound"
 
@@ -250,8 +266,87 @@ def test_dtypes(kind, dtype, backend):
     wide = np.float64 if dtype == "float64" else np.float32
     with gs.use_backend(backend):
         for batch in (1, 12):
-            got = case.check(normal(3, batch, 20, dtype=wide), lengths=np.arange(batch) % 3 + 1)
+            options = {"operand": "float32"} if dtype == "int8" else {}
+            x, lengths = normal(3, batch, 20, dtype=wide), np.arange(batch) % 3 + 1
+            got = case.check(x, lengths=lengths, **options)
             assert all(array.dtype == wide for array in got)
+
+
+def whole_numbers(matrix):
+    """Values of an int8 matrix [M, K], and their scales."""
+    scales = matrix.scales.astype(np.float64)[:, None]
+    return np.rint(matrix.astype("float64").to_dense() / scales).astype(np.int64), matrix.scales
+
+
+def product_of_whole_numbers(matrix, x):
+    """W x as an int8 matrix defines it: a sum of integers, scaled in float32."""
+    values, scales = whole_numbers(matrix)
+    numbers, scale = rounded(x)
+    return ((values @ numbers).astype(np.float32) * scale * scales).astype(np.float64)
+
+
+@KINDS
+@EVERYWHERE
+def test_int8_products_are_sums_of_integers(kind, backend):
+    """At every step of both directions the products are those of integers with x and the h of the step before, which
+    is in the output: only the gates are float. A whole number that were off by one would be beyond the bound."""
+    case = Case(kind, 20, 17, 1, 2, dtype="int8", scale=3)
+    eps = 2.0**-23
+    for steps, batch in ((1, 1), (4, 3), (2, 18)):
+        x, (h0, c0) = normal(steps, batch, 20), case.states(batch)
+        with gs.use_backend(backend):
+            y, h_n, *_ = case.run(x, (h0, c0))
+        for way, s in itertools.product((0, 1), range(batch)):
+            w_ih, w_hh, b_ih, b_hh = case.params[4 * way : 4 * way + 4]
+            h, c = h0[way, s], (c0[way, s].astype(np.float64), np.zeros(17))
+            for t in reversed(range(steps)) if way else range(steps):
+                a, b = product_of_whole_numbers(w_ih, x[t, s]), product_of_whole_numbers(w_hh, h)
+                off = 2 * eps * (np.abs(a) + np.abs(b))
+                exact, c = step_of_sums(
+                    kind, (a, off), (b, off), (b_ih, b_hh), (h.astype(np.float64), 0), c, eps
+                )
+                got = y[t, s, 17 * way : 17 * way + 17]
+                assert_within(got, exact, 2e-5)
+                h = got
+            np.testing.assert_array_equal(h_n[way, s], h)
+
+
+@KINDS
+@EVERYWHERE
+def test_int8_states_are_rounded_sample_by_sample(kind, backend):
+    """So no sample depends on those beside it, a stack is its layers one after the other, and scalar kernels differ by
+    the rounding of gates alone."""
+    case = Case(kind, 19, 13, 2, dtype="int8")
+    x, state = normal(5, 20, 19), case.states(20)
+    lengths = rng.integers(1, 6, 20)
+    with gs.use_backend(backend):
+        y, *last = case.run(x, state, lengths=lengths)
+        for s in range(0, 20, 7):
+            alone = case.run(x[: lengths[s], s], [part[:, s] for part in state])
+            np.testing.assert_array_equal(y[: lengths[s], s], alone[0])
+            for a, b in zip(last, alone[1:], strict=True):
+                np.testing.assert_array_equal(a[:, s], b)
+        whole = case.run(x, state, operand="int8")
+        below = x
+        for layer in range(2):
+            own = [part[layer : layer + 1] for part in state]
+            hx = own if kind == "LSTM" else own[0]
+            below = case.function(below, case.params[4 * layer : 4 * layer + 4], hx)[0]
+        np.testing.assert_array_equal(whole[0], below)
+
+
+@KINDS
+@EVERYWHERE
+def test_int8_is_near_float32(kind, backend):
+    """Within what half a step of x and of h at each step makes of it."""
+    case = Case(kind, 20, 17, 2, 2, dtype="int8", scale=0.1)
+    x, state = normal(4, 9, 20), case.states(9)
+    with gs.use_backend(backend):
+        got = case.run(x, state)
+    exact = oracle(kind, case.weights, x, *state, None, 2, case.eps, "int8")
+    for a, b in zip(got, exact, strict=False):
+        assert_within(a, b, 0.05)
+        assert np.abs(a - b[0]).max() > 1e-5, "nothing was rounded"
 
 
 @KINDS
@@ -328,10 +423,12 @@ def test_cells(backend):
 
 @KINDS
 @EVERYWHERE
-def test_results_do_not_depend_on_threads(kind, backend):
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_results_do_not_depend_on_threads(kind, backend, dtype):
     """Large enough that products and gates are shared, and called by several at once."""
-    case = Case(kind, 256, 256, 1, 2, sparsity=0.5)
-    cases = [(normal(20, batch, 256), case.states(batch)) for batch in (1, 5, 40)]
+    case = Case(kind, 256, 256, 1, 2, sparsity=0.5, dtype=dtype)
+    steps = 20 if dtype == "float32" else 5
+    cases = [(normal(steps, batch, 256), case.states(batch)) for batch in (1, 5, 40)]
     before = gs.get_num_threads()
     with gs.use_backend(backend):
         try:
@@ -449,6 +546,11 @@ def test_wrong_weights_are_errors():
         TypeError, match="float64 matrices must be among themselves, weight_ih_l0 is float64"
     ):
         gs.lstm(x, [w_ih.astype("float64"), w_hh])
+    for operand in ("int8", "float64"):
+        with pytest.raises(TypeError, match=f"of float32 is not multiplied with x in {operand}"):
+            gs.lstm(x, [w_ih, w_hh], operand=operand)
+    with pytest.raises(TypeError, match="not rounded to bfloat16: operand may be float32 or int8"):
+        gs.lstm(x, [w_ih.astype("bfloat16"), w_hh.astype("bfloat16")], operand="bfloat16")
     with pytest.raises(TypeError, match="bias_hh_l0 must have dtype float32"):
         gs.lstm(x, [w_ih, w_hh, b_ih, b_hh.astype(np.float64)])
     # What the hint says, works.

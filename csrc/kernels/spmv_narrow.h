@@ -78,7 +78,7 @@ GSPI_VECTOR narrow_halves narrow_round(gspi_v v) {
             memcpy(y + place, &v, sizeof v);                                                       \
         } else if (count == V_LANES && rows != NULL) {                                             \
             rows += place;                                                                         \
-            for (int i = 0; i < V_LANES; i++) y[rows[i] * step] = v[i];   \
+            for (int i = 0; i < V_LANES; i++) y[rows[i] * step] = v[i];                            \
         } else {                                                                                   \
             type lanes[V_LANES];                                                                   \
             memcpy(lanes, &v, sizeof v);                                                           \
