@@ -1,31 +1,16 @@
 /* Every backend against a convolution in double: a matrix of any pattern and dtype, kernel, stride, dilation, padding,
- * images, memory layouts, lengths, bias, residual and activation, all taken from the input. A result may be as far from
- * the exact one as a sum of so many terms in float can be, and no further. */
+ * images, memory layouts, lengths, bias, residual and activation, all taken from the input. */
 #include "gsp_fuzz_matrix.h"
 
 typedef struct {
     const gsp_matrix *matrix;
     const uint8_t *mask;
     const double *dense;
-    bool wide;
+    gsp_dtype type;
     gsp_convolution c;
     void *x, *bias, *residual, *y;
     gsp_epilogue epilogue;
 } layer;
-
-static double number_at(const layer *l, const void *array, int64_t i) {
-    return l->wide ? ((const double *)array)[i] : (double)((const float *)array)[i];
-}
-
-static void *take_numbers(const layer *l, int64_t count, uint64_t *state) {
-    void *numbers = gsp_test_bytes((size_t)count * (l->wide ? 8 : 4));
-    for (int64_t i = 0; i < count; i++) {
-        const float value = take_number(state);
-        if (l->wide) ((double *)numbers)[i] = (double)value;
-        else ((float *)numbers)[i] = value;
-    }
-    return numbers;
-}
 
 static gsp_images images_of(int64_t rows, int64_t cols, int64_t channels, bool last) {
     const int64_t all = rows * cols * channels;
@@ -41,16 +26,14 @@ static int64_t place(const gsp_images *of, int64_t image, int64_t channel, int64
 
 static void check_pixel(const layer *l, int64_t image, int64_t out, int64_t row, int64_t col) {
     const gsp_convolution *c = &l->c;
-    const double eps = l->wide ? DBL_EPSILON : (double)FLT_EPSILON;
     const int64_t at = place(&c->y, image, out, row, col);
-    const double y = number_at(l, l->y, at);
+    const double y = number_at(l->type, l->y, at);
     if (c->y_cols != NULL && col >= c->y_cols[image]) {
         MUST(y == 0);
         return;
     }
     const int64_t x_cols = c->x_cols == NULL ? c->x.cols : c->x_cols[image];
-    double exact = 0, size = 0;
-    int64_t terms = 2;
+    sum_of_terms sum = {0};
     for (int64_t i = 0; i < l->matrix->cols; i++) {
         if (!l->mask[out * l->matrix->cols + i]) continue;
         const int64_t tap = i / c->channels;
@@ -60,23 +43,9 @@ static void check_pixel(const layer *l, int64_t image, int64_t out, int64_t row,
             col * c->stride[1] + tap % c->kernel[1] * c->dilation[1] - c->before[1];
         if (x_row < 0 || x_row >= c->x.rows || x_col < 0 || x_col >= x_cols) continue;
         const int64_t from = place(&c->x, image, i % c->channels, x_row, x_col);
-        const double term = l->dense[out * l->matrix->cols + i] * number_at(l, l->x, from);
-        exact += term;
-        size += fabs(term);
-        terms++;
+        add_term(&sum, l->dense[out * l->matrix->cols + i] * number_at(l->type, l->x, from));
     }
-    double added = fabs(exact);
-    for (int i = 0; i < 2; i++) {
-        const void *addend = i ? l->epilogue.residual : l->epilogue.bias;
-        if (addend == NULL) continue;
-        const double more = number_at(l, addend, i ? at : out);
-        exact += more;
-        added += fabs(more);
-    }
-    /* As in fuzz_multiply.c. */
-    const double bound =
-        1.2 * (2 * (double)terms * eps * size + 4 * eps * added) + 8 * eps * fmax(1, fabs(exact));
-    MUST(fabs(y - gsp_sample_activate(exact, &l->epilogue)) <= bound);
+    MUST(is_near(l->type, y, sum, &l->epilogue, out, at));
 }
 
 static void check(const layer *l) {
@@ -115,35 +84,30 @@ static void convolve(gsp_context *context, const gsp_sample *sample, const doubl
     layer l = {.matrix = &sample->matrix,
                .mask = sample->mask,
                .dense = dense,
-               .wide = sample->matrix.dtype == GSP_FLOAT64};
+               .type = sample->matrix.dtype == GSP_FLOAT64 ? GSP_FLOAT64 : GSP_FLOAT32};
     take_geometry(&l, from);
-    const int choice = (int)gsp_take(from, 1);
-    const gsp_activation activation = (gsp_activation)gsp_take_below(from, GSP_CLAMP + 1);
+    const bool lengths = gsp_take_below(from, 2);
     uint64_t state = gsp_take(from, 4) * 2 + 1;
     int64_t x_cols[3], y_cols[3];
     for (int64_t i = 0; i < l.c.images; i++) {
         x_cols[i] = gsp_test_below(&state, l.c.x.cols + 1);
         y_cols[i] = gsp_test_below(&state, l.c.y.cols + 1);
     }
-    if (choice & 4) {
+    if (lengths) {
         l.c.x_cols = x_cols;
         l.c.y_cols = y_cols;
     }
     const int64_t x_count = l.c.images * l.c.x.image_step, y_count = l.c.images * l.c.y.image_step;
-    l.x = take_numbers(&l, x_count, &state);
-    l.bias = take_numbers(&l, sample->matrix.rows, &state);
-    l.residual = take_numbers(&l, y_count, &state);
-    l.epilogue = (gsp_epilogue){.bias = choice & 1 ? l.bias : NULL,
-                                .residual = choice & 2 ? l.residual : NULL,
-                                .activation = activation,
-                                .low = -1,
-                                .high = 3};
+    l.x = take_numbers(l.type, x_count, &state);
+    l.bias = take_numbers(l.type, sample->matrix.rows, &state);
+    l.residual = take_numbers(l.type, y_count, &state);
+    l.epilogue = take_epilogue(from, l.bias, l.residual);
     gsp_backend backends[GSP_BACKENDS];
     const int count = gsp_backends(backends);
     for (int b = 0; b < count; b++) {
         gsp_plan *plan;
         MUST(gsp_plan_create(context, &sample->matrix, backends[b], 100, &plan) == GSP_OK);
-        l.y = take_numbers(&l, y_count, &state);
+        l.y = take_numbers(l.type, y_count, &state);
         MUST(gsp_convolve(plan, &l.c, l.x, l.y, &l.epilogue) == GSP_OK);
         check(&l);
         free(l.y);

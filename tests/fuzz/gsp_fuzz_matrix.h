@@ -1,4 +1,5 @@
-/* What fuzzers of products share: a matrix of any pattern, shape, density and dtype, and its weights in double. */
+/* What fuzzers of products share: a matrix of any pattern, shape, density and dtype with its weights in double,
+ * numbers, an epilogue, and how far a sum may be from the exact one. */
 #ifndef GSP_FUZZ_MATRIX_H
 #define GSP_FUZZ_MATRIX_H
 
@@ -6,20 +7,22 @@
 #include <math.h>
 
 #include "gsp_fuzz.h"
+#include "kernels/gsp_narrow.h"
 
-static inline gsp_shape take_shape(gsp_bytes *from) {
-    static const uint32_t banks[] = {1, 2, 3, 4, 7, 8, 16, 32};
+/* Near the edges of registers, or any. */
+static inline int64_t take_size(gsp_bytes *from) {
     static const uint32_t edges[] = {1, 2, 4, 8, 16, 32, 64};
-    gsp_shape shape = {.pattern = {.kind = (gsp_kind)gsp_take_below(from, 4)}};
-    gsp_pattern *pattern = &shape.pattern;
-    /* Sizes near the edges of registers, or any. */
     const int64_t near = gsp_take_below(from, 4);
-    int64_t *const sizes[] = {&shape.rows, &shape.cols};
-    for (int i = 0; i < 2; i++)
-        *sizes[i] =
-            near ? (int64_t)edges[gsp_take_below(from, 7)] * near + gsp_take_below(from, 3) - 1
-                 : gsp_take_below(from, 200);
-    shape.cols = gspi_max(1, shape.cols);
+    return near ? (int64_t)edges[gsp_take_below(from, 7)] * near + gsp_take_below(from, 3) - 1
+                : gsp_take_below(from, 200);
+}
+
+/* A pattern of any kind for so many rows, and columns of which there is one at least. */
+static inline gsp_shape take_shape(gsp_bytes *from, int64_t rows, int64_t cols) {
+    static const uint32_t banks[] = {1, 2, 3, 4, 7, 8, 16, 32};
+    gsp_shape shape = {
+        .pattern = {.kind = (gsp_kind)gsp_take_below(from, 4)}, .rows = rows, .cols = cols};
+    gsp_pattern *pattern = &shape.pattern;
     if (pattern->kind == GSP_GS) {
         pattern->layout = (gsp_layout)gsp_take_below(from, 2);
         /* One in four is gs(cpu). */
@@ -79,10 +82,10 @@ static inline double store(gsp_dtype dtype, float value, void *to) {
     return (double)value;
 }
 
-/* A sample whose weights are numbers of any size, and the same weights in double. */
-static inline double *take_matrix(gsp_context *context, gsp_bytes *from, gsp_sample *sample) {
-    const gsp_shape shape = take_shape(from);
-    const gsp_dtype dtype = (gsp_dtype)gsp_take_below(from, GSP_INT8 + 1);
+/* A sample of this shape whose weights are numbers of any size up to 64 times `unit`, a power of two that float16
+ * has, and the same weights in double. */
+static inline double *take_weights(gsp_context *context, gsp_bytes *from, gsp_shape shape,
+                                   gsp_dtype dtype, float unit, gsp_sample *sample) {
     uint64_t state = gsp_take(from, 4) * 2 + 1;
     MUST(gsp_sample_make(context, &shape, dtype, state, sample) == GSP_OK);
     gsp_matrix *matrix = &sample->matrix;
@@ -95,10 +98,11 @@ static inline double *take_matrix(gsp_context *context, gsp_bytes *from, gsp_sam
     double *dense = gsp_test_bytes(area * sizeof *dense);
     memset(sample->weights, 0, area * size);
     for (int64_t row = 0; row < shape.rows && dtype == GSP_INT8; row++)
-        sample->scales[row] = take_number(&state);
+        sample->scales[row] = take_number(&state) * unit / 64;
     for (size_t i = 0; i < area; i++) {
         if (!sample->mask[i]) continue;
-        dense[i] = store(dtype, take_number(&state), (char *)sample->weights + i * size);
+        const float number = take_number(&state) * (dtype == GSP_INT8 ? 1 : unit);
+        dense[i] = store(dtype, number, (char *)sample->weights + i * size);
         if (dtype == GSP_INT8) dense[i] *= (double)sample->scales[i / (size_t)shape.cols];
     }
     MUST(gsp_measure(context, sample->mask, matrix, sample->indptr) == GSP_OK);
@@ -110,6 +114,72 @@ static inline double *take_matrix(gsp_context *context, gsp_bytes *from, gsp_sam
     MUST(gsp_encode(context, sample->weights, sample->mask, matrix, sample->values,
                     sample->indices) == GSP_OK);
     return dense;
+}
+
+/* The same for any shape and dtype. */
+static inline double *take_matrix(gsp_context *context, gsp_bytes *from, gsp_sample *sample) {
+    const int64_t rows = take_size(from), cols = gspi_max(1, take_size(from));
+    const gsp_shape shape = take_shape(from, rows, cols);
+    const gsp_dtype dtype = (gsp_dtype)gsp_take_below(from, GSP_INT8 + 1);
+    return take_weights(context, from, shape, dtype, 1, sample);
+}
+
+/* Numbers as x and y have them: float64, float32 or bfloat16. */
+static inline double number_at(gsp_dtype type, const void *array, int64_t i) {
+    return type == GSP_FLOAT64    ? ((const double *)array)[i]
+           : type == GSP_BFLOAT16 ? (double)gspi_from_bfloat16(((const uint16_t *)array)[i])
+                                  : (double)((const float *)array)[i];
+}
+
+static inline void *take_numbers(gsp_dtype type, int64_t count, uint64_t *state) {
+    const size_t size = gsp_dtype_size(type);
+    count = gspi_max(0, count);
+    char *numbers = gsp_test_bytes((size_t)count * size);
+    for (int64_t i = 0; i < count; i++) store(type, take_number(state), numbers + (size_t)i * size);
+    return numbers;
+}
+
+/* bias and residual are used or not. */
+static inline gsp_epilogue take_epilogue(gsp_bytes *from, const void *bias, const void *residual) {
+    const int choice = (int)gsp_take(from, 1);
+    return (gsp_epilogue){.bias = choice & 1 ? bias : NULL,
+                          .residual = choice & 2 ? residual : NULL,
+                          .activation = (gsp_activation)gsp_take_below(from, GSP_CLAMP + 1),
+                          .low = -1,
+                          .high = 3};
+}
+
+/* The sum of one element of y, begun with {0}. */
+typedef struct {
+    double exact, size; /* of all terms, and of their absolute values */
+    int64_t terms;
+} sum_of_terms;
+
+static inline void add_term(sum_of_terms *sum, double term) {
+    sum->exact += term;
+    sum->size += fabs(term);
+    sum->terms++;
+}
+
+/* Whether y is as near to the exact result as a sum of these terms, rounded to float (double) at every step in any
+ * order, must be. `row` and `place`: of its bias and its residual. */
+static inline bool is_near(gsp_dtype type, double y, sum_of_terms sum, const gsp_epilogue *epilogue,
+                           int64_t row, int64_t place) {
+    const double eps = type == GSP_FLOAT64 ? DBL_EPSILON : (double)FLT_EPSILON;
+    double exact = sum.exact, added = fabs(exact);
+    for (int i = 0; i < 2; i++) {
+        const void *addend = i ? epilogue->residual : epilogue->bias;
+        if (addend == NULL) continue;
+        const double more = number_at(type, addend, i ? place : row);
+        exact += more;
+        added += fabs(more);
+    }
+    /* No activation is steeper than 1.13; its own arithmetic rounds a few times. */
+    const double bound = 1.2 * (2 * (double)(sum.terms + 2) * eps * sum.size + 4 * eps * added) +
+                         8 * eps * fmax(1, fabs(exact));
+    const double wanted = gsp_sample_activate(exact, epilogue);
+    const double rounded = type == GSP_BFLOAT16 ? 0x1p-8 * (fabs(wanted) + bound) : 0;
+    return fabs(y - wanted) <= bound + rounded;
 }
 
 #endif
