@@ -369,12 +369,15 @@ typedef struct gsp_convolution {
     /* For each image, or NULL: columns of x that count, as if those behind were 0, and columns of y that are wanted:
      * those behind become 0. */
     const int64_t *x_cols, *y_cols;
+    /* 1, with a bfloat16 matrix: x, y, bias and residual are bfloat16 (uint16_t); sums are float, and rounded once. */
+    int bfloat16;
 } gsp_convolution;
 
 /* y = activation(x convolved with W + bias + residual); y, residual and x as in gsp_multiply, bias one for each
  * channel of y. The plan is one for columns (gsp_plan_describe), made for any number. channel_step or col_step of x
  * must be 1, and of y; GSP_ERROR_SHAPE otherwise, and if the matrix has not channels * kernel[0] * kernel[1] columns, a
- * size is negative or above 2^30, a kernel, stride or dilation is 0, or x_cols or y_cols are not within the images.
+ * size is negative or above 2^30, a kernel, stride or dilation is 0, or x_cols or y_cols are not within the images;
+ * GSP_ERROR_DTYPE if bfloat16 is set and the matrix is another.
  * Nothing is copied but a few KiB at a time. Neither allocates nor fails once the arguments are right. */
 GSP_API gsp_status gsp_convolve(const gsp_plan *plan, const gsp_convolution *convolution,
                                 const void *x, void *y, const gsp_epilogue *epilogue);

@@ -50,9 +50,10 @@ def conv2d(
     Parameters
     ----------
     input : array_like
-        [N, Ci, H, W], or [Ci, H, W]; float64 for a float64 matrix, float32 for all others, as are bias, residual and
-        out. Images may lie by channel (C order) or with adjacent channels (channels_last: [N, H, W, Ci] in C order,
-        seen through ``transpose(0, 3, 1, 2)``); what is neither is copied once.
+        [N, Ci, H, W], or [Ci, H, W]; float64 for a float64 matrix, float32 or bfloat16 for a bfloat16 one, and float32
+        for all others, as are bias, residual and out. Sums of bfloat16 are float32, and rounded once. Images may lie by
+        channel (C order) or with adjacent channels (channels_last: [N, H, W, Ci] in C order, seen through
+        ``transpose(0, 3, 1, 2)``); what is neither is copied once.
     weight : Matrix
         [Co, kernel height x kernel width x Ci], Ci fastest: weights [Co, Ci, height, width] as `encode` and
         `as_matrix` lay them out.
@@ -363,7 +364,7 @@ def _convolve(
         raise ValueError(
             f"groups must be 1, got {groups!r}; convolve the channels of each group with a matrix of its own"
         )
-    dtype = plans._dtype_of(weight)
+    dtype = plans._dtype_of(weight, input)
     x = plans._operand(input, dtype, "input")
     batched = x.ndim == dims + 2
     if not batched and x.ndim != dims + 1:
@@ -409,17 +410,19 @@ def _convolve(
         (_, kernel), (_, step), (_, dilation), _ = layer.geometry
         y_cols = _lengths_of_result(x_cols, kernel, step, layer.zeros[0], dilation)
     # At least a register of pixels: plans for fewer columns of x are of another kind.
-    plan = plans.plan_for(weight, max(images.shape[0] * math.prod(size), 16), dtype)
+    plan = plans.plan_for(
+        weight, max(images.shape[0] * math.prod(size), 16), plans._dtype_of(weight)
+    )
     _core.convolve(
         plan,
-        _in_memory_order(images, x_last),
-        y,
+        plans._bits(_in_memory_order(images, x_last), dtype),
+        plans._bits(y, dtype),
         x_last,
         y_last,
         layer.geometry,
-        bias,
+        plans._bits(bias, dtype),
         number,
-        residual,
+        plans._bits(residual, dtype),
         x_cols,
         y_cols,
     )

@@ -6,6 +6,7 @@ Sums are held to the bound of a sum in any order, as in test_plans.py.
 import itertools
 import random
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -29,6 +30,7 @@ PATTERNS = [
 BACKENDS = gs.backends()
 CONV = {1: gs.conv1d, 2: gs.conv2d}
 TORCH = {1: torch.nn.functional.conv1d, 2: torch.nn.functional.conv2d}
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 EPS = np.finfo(np.float32).eps
 rng = np.random.default_rng(17)
 
@@ -130,6 +132,77 @@ def test_any_convolution(seed, backend):
     added = bias.reshape(-1, *[1] * (x.ndim - 2)) + residual.astype(np.float64)
     off = np.abs(full - np.maximum(y + added, 0))
     assert (off <= bound + 4 * EPS * (np.abs(y) + np.abs(added) + 1)).all()
+
+
+# torch says that it pads a copy.
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("seed", range(200, 260))
+def test_bfloat16(seed, backend):
+    """Sums are those of float32, and rounded once: to within half of the last of eight bits."""
+    weight_shape, input_shape, how = draw(seed)
+    least = int(np.prod(weight_shape[1:]))
+    pattern = [p for p in PATTERNS if not isinstance(p, GS) or p.banks <= least][seed % 7 - 7]
+    matrix, weights = conv_matrix(pattern, weight_shape, dtype="bfloat16", seed=seed)
+    x, bias = (
+        normal(*input_shape).astype(BFLOAT16),
+        normal(weight_shape[0]).astype(BFLOAT16),
+    )
+    if seed % 3 == 0:
+        x = channels_last(x)
+    y, bound = exact(x, weights, *how)
+    residual = normal(*y.shape).astype(BFLOAT16)
+    if seed % 4 == 0:
+        residual = channels_last(residual)
+    added = bias.astype(np.float64).reshape(-1, *[1] * (x.ndim - 2)) + residual.astype(np.float64)
+    activation = [None, "relu", "silu"][seed % 3]
+    with gs.use_backend(backend):
+        z = CONV[x.ndim - 2](x, matrix, bias, *how, residual=residual, activation=activation)
+    assert z.dtype == BFLOAT16
+    assert z.shape == y.shape
+    sums = y + added
+    wanted = {None: sums, "relu": np.maximum(sums, 0), "silu": sums / (1 + np.exp(-sums))}[
+        activation
+    ]
+    off = np.abs(z.astype(np.float64) - wanted)
+    float32 = 1.2 * (bound + 8 * EPS * (np.abs(y) + np.abs(added) + 1))
+    assert (off <= float32 + 2.0**-8 * (np.abs(wanted) + float32)).all()
+
+
+def test_bfloat16_needs_a_matrix_of_bfloat16():
+    matrix, _ = conv_matrix(Irregular(), (5, 7, 1, 1))
+    x = normal(1, 7, 3, 3).astype(BFLOAT16)
+    with pytest.raises(TypeError, match="bfloat16"):
+        gs.conv2d(x, matrix)
+    matrix, _ = conv_matrix(Irregular(), (5, 7, 1, 1), dtype="bfloat16")
+    with pytest.raises(TypeError, match="bias"):
+        gs.conv2d(x, matrix, normal(5))
+    with pytest.raises(ValueError, match="out must be an array of bfloat16"):
+        gs.conv2d(x, matrix, out=normal(1, 5, 3, 3))
+    y = gs.conv2d(x, matrix, out=np.empty((1, 5, 3, 3), BFLOAT16))
+    np.testing.assert_array_equal(y, gs.conv2d(x[0], matrix)[None])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rounding_to_bfloat16(backend):
+    """Ties go to even, what is too large becomes infinite, and a NaN stays one."""
+    matrix = gs.encode(np.eye(2, dtype=np.float32), "irregular").astype("bfloat16")
+    values = [1 + 2.0**-8, 1 + 3 * 2.0**-8, 3.39e38, np.inf, -np.inf, np.nan, -0.0, 1e-40]
+    high = np.array(values, np.float32).astype(BFLOAT16)
+    with np.errstate(invalid="ignore"):
+        low = np.array(values, np.float32) - high.astype(np.float32)
+    low = np.where(np.isfinite(low), low, 0).astype(BFLOAT16)
+    x = np.zeros((1, 2, 1, 37), BFLOAT16)
+    x[0, 0, 0, : len(values)] = high
+    residual = np.zeros_like(x)
+    residual[0, 0, 0, : len(values)] = low
+    with np.errstate(over="ignore"):
+        expected = (high.astype(np.float32) + low.astype(np.float32)).astype(BFLOAT16)
+    with gs.use_backend(backend):
+        for images in (np.ascontiguousarray, channels_last):
+            y = gs.conv2d(images(x), matrix, residual=images(residual))
+            got = y[0, 0, 0, : len(values)].astype(np.float32)
+            np.testing.assert_array_equal(got, expected.astype(np.float32))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -97,7 +97,7 @@ static bool meet(const gsp_convolution *c, const gspi_run *run, int64_t tap, int
 
 /* One register of a piece: its lanes of from[lane * step], lanes 0 to V_LANES - 1. */
 typedef struct {
-    const float *from;
+    const void *from;
     uint32_t bits;
     gspi_v_mask some, more;
 } gspi_part;
@@ -111,7 +111,7 @@ GSPI_VECTOR uint32_t spread(uint32_t bits) {
 }
 
 /* `from`: where lane 0 would be; step 2 needs the lanes of two registers, of which every other is used. */
-GSPI_VECTOR gspi_part part_of(const float *from, uint32_t bits, int64_t step) {
+GSPI_VECTOR gspi_part part_of(const void *from, uint32_t bits, int64_t step) {
     gspi_part part = {.from = from, .bits = bits};
     const uint32_t lanes = step == 2 ? spread(bits) : bits;
     part.some = v_mask_of(lanes & ((1u << V_LANES) - 1));
@@ -119,23 +119,34 @@ GSPI_VECTOR gspi_part part_of(const float *from, uint32_t bits, int64_t step) {
     return part;
 }
 
+/* Its lanes that have pixels: those of every `step`-th element, one by one. */
+GSPI_VECTOR void load_lanes(const gspi_part *part, bool halves, int64_t offset, int64_t step,
+                            float *lanes) {
+    const gspi_v_mask first = v_mask_of(1);
+    for (uint32_t bits = part->bits; bits != 0; bits &= bits - 1) {
+        const int lane = __builtin_ctz(bits);
+        _Alignas(64) float one[V_LANES];
+        v_store(one, load_some_of(part->from, halves, offset + lane * step, first));
+        lanes[lane] = one[0];
+    }
+}
+
 /* The lanes of one part, or of two; zeros in others. */
-GSPI_VECTOR gspi_v load_parts(const gspi_part *one, const gspi_part *two, bool both, int64_t offset,
-                              int64_t step) {
-    const float *from = beside(one->from, offset), *other = both ? beside(two->from, offset) : NULL;
+GSPI_VECTOR gspi_v load_parts(const gspi_part *one, const gspi_part *two, bool both, bool halves,
+                              int64_t offset, int64_t step) {
     if (step <= 2) {
-        gspi_v low = v_load_some(from, one->some);
-        if (both) low = v_blend(low, v_load_some(other, two->some), two->some);
+        gspi_v low = load_some_of(one->from, halves, offset, one->some);
+        if (both) low = v_blend(low, load_some_of(two->from, halves, offset, two->some), two->some);
         if (step == 1) return low;
-        gspi_v high = v_load_some(from + V_LANES, one->more);
-        if (both) high = v_blend(high, v_load_some(other + V_LANES, two->more), two->more);
+        offset += V_LANES;
+        gspi_v high = load_some_of(one->from, halves, offset, one->more);
+        if (both)
+            high = v_blend(high, load_some_of(two->from, halves, offset, two->more), two->more);
         return v_even(low, high);
     }
     _Alignas(64) float lanes[V_LANES] = {0};
-    for (uint32_t bits = one->bits; bits != 0; bits &= bits - 1)
-        lanes[__builtin_ctz(bits)] = from[__builtin_ctz(bits) * step];
-    for (uint32_t bits = both ? two->bits : 0; bits != 0; bits &= bits - 1)
-        lanes[__builtin_ctz(bits)] = other[__builtin_ctz(bits) * step];
+    load_lanes(one, halves, offset, step, lanes);
+    if (both) load_lanes(two, halves, offset, step, lanes);
     return v_load(lanes);
 }
 
@@ -150,7 +161,8 @@ typedef struct {
 
 /* Channels [first, end) of a tap to rows of the tile. */
 GSPI_VECTOR void fill_parts(const gspi_tap *parts, int64_t first, int64_t end, int64_t channel_step,
-                            char *tile, uint32_t stride, int registers, int64_t step, bool both) {
+                            char *tile, uint32_t stride, int registers, int64_t step, bool both,
+                            bool halves) {
     gspi_part one[GSPI_TILE_REGISTERS], two[GSPI_TILE_REGISTERS];
     for (int v = 0; v < registers; v++) {
         one[v] = parts->one[v];
@@ -159,11 +171,12 @@ GSPI_VECTOR void fill_parts(const gspi_tap *parts, int64_t first, int64_t end, i
     for (int64_t c = first; c < end; c++) {
         float *to = (float *)(void *)(tile + (c - first) * stride);
         for (int v = 0; v < registers; v++)
-            v_store(to + v * V_LANES, load_parts(&one[v], &two[v], both, c * channel_step, step));
+            v_store(to + v * V_LANES,
+                    load_parts(&one[v], &two[v], both, halves, c * channel_step, step));
         if (step == 1 && parts->ahead)
             for (int v = 0; v < registers; v += GSPI_VECTOR_FLOATS / V_LANES)
                 __builtin_prefetch(
-                    beside(one[0].from, c * channel_step + (registers + v) * V_LANES));
+                    place_in(one[0].from, halves, c * channel_step + (registers + v) * V_LANES));
     }
     for (int p = 0; p < parts->extra; p++) {
         const gspi_part here = parts->more[p];
@@ -171,39 +184,45 @@ GSPI_VECTOR void fill_parts(const gspi_tap *parts, int64_t first, int64_t end, i
         for (int64_t c = first; c < end; c++) {
             float *to =
                 (float *)(void *)(tile + (c - first) * stride) + parts->register_of[p] * V_LANES;
-            const gspi_v x = load_parts(&here, NULL, false, c * channel_step, step);
+            const gspi_v x = load_parts(&here, NULL, false, halves, c * channel_step, step);
             v_store(to, v_blend(v_load(to), x, lanes));
         }
     }
 }
 
-/* Compiled for each number of registers and parts, and kind of step, so that loops are unrolled. */
+/* Compiled for each number of registers and parts, kind of step, and dtype, so that loops are unrolled. */
 static void fill_tap(const gsp_convolution *c, const gspi_tap *parts, int64_t first, int64_t end,
                      char *tile, uint32_t stride, int registers) {
-#define FILL(vectors, step, both)                                                                  \
+#define FILL(vectors, step, both, halves)                                                          \
     fill_parts(parts, first, end, c->x.channel_step, tile, stride,                                 \
-               (vectors) * GSPI_VECTOR_FLOATS / V_LANES, step, both)
-#define FILL_STEP(vectors, step)                                                                   \
+               (vectors) * GSPI_VECTOR_FLOATS / V_LANES, step, both, halves)
+#define FILL_STEP(vectors, step, halves)                                                           \
     do {                                                                                           \
-        if (parts->both) FILL(vectors, step, true);                                                \
-        else FILL(vectors, step, false);                                                           \
+        if (parts->both) FILL(vectors, step, true, halves);                                        \
+        else FILL(vectors, step, false, halves);                                                   \
+    } while (0)
+#define FILL_HALVES(halves)                                                                        \
+    do {                                                                                           \
+        if (c->stride[1] == 1) {                                                                   \
+            if (vectors == 1) FILL_STEP(1, 1, halves);                                             \
+            else FILL_STEP(2, 1, halves);                                                          \
+        } else if (c->stride[1] == 2) {                                                            \
+            if (vectors == 1) FILL_STEP(1, 2, halves);                                             \
+            else FILL_STEP(2, 2, halves);                                                          \
+        } else {                                                                                   \
+            FILL(vectors, c->stride[1], true, halves);                                             \
+        }                                                                                          \
     } while (0)
     const int vectors = registers * V_LANES / GSPI_VECTOR_FLOATS;
-    if (c->stride[1] == 1) {
-        if (vectors == 1) FILL_STEP(1, 1);
-        else FILL_STEP(2, 1);
-    } else if (c->stride[1] == 2) {
-        if (vectors == 1) FILL_STEP(1, 2);
-        else FILL_STEP(2, 2);
-    } else {
-        FILL(vectors, c->stride[1], true);
-    }
+    if (c->bfloat16) FILL_HALVES(true);
+    else FILL_HALVES(false);
+#undef FILL_HALVES
 #undef FILL_STEP
 #undef FILL
 }
 
 /* The pieces of a tap that the runs meet, by register. `x` is the first pixel of the first channel. */
-static void cut_parts(const gsp_convolution *c, const gspi_runs *runs, int64_t tap, const float *x,
+static void cut_parts(const gsp_convolution *c, const gspi_runs *runs, int64_t tap, const void *x,
                       gspi_tap *parts) {
     const int64_t step = c->stride[1];
     gspi_piece pieces[GSPI_TILE_SAMPLES];
@@ -216,7 +235,7 @@ static void cut_parts(const gsp_convolution *c, const gspi_runs *runs, int64_t t
         count =
             add_piece(pieces, count, from - run->lane * step, run->lane + low, run->lane + high);
     }
-    const bool far = c->images * c->x.image_step > GSPI_FAR_BYTES / (int64_t)sizeof(float);
+    const bool far = c->images * c->x.image_step > GSPI_FAR_BYTES / (c->bfloat16 ? 2 : 4);
     parts->ahead = far && tap == c->kernel[0] * c->kernel[1] - 1;
     parts->extra = 0;
     parts->both = false;
@@ -227,7 +246,7 @@ static void cut_parts(const gsp_convolution *c, const gspi_runs *runs, int64_t t
                 (uint32_t)(pieces[p].lanes >> v * V_LANES) & ((1u << V_LANES) - 1);
             if (bits == 0) continue;
             const gspi_part part =
-                part_of(beside(x, pieces[p].from + v * V_LANES * step), bits, step);
+                part_of(place_in(x, c->bfloat16, pieces[p].from + v * V_LANES * step), bits, step);
             if (found == 0) {
                 parts->one[v] = part;
             } else if (found == 1) {
@@ -245,8 +264,8 @@ static void cut_parts(const gsp_convolution *c, const gspi_runs *runs, int64_t t
 }
 
 /* Columns [col, col + cols) of the matrix, x with adjacent pixels. */
-static void fill_planes(const gsp_convolution *c, const float *x, const gspi_runs *runs,
-                        int64_t col, int64_t cols, char *tile, uint32_t stride, int registers) {
+static void fill_planes(const gsp_convolution *c, const void *x, const gspi_runs *runs, int64_t col,
+                        int64_t cols, char *tile, uint32_t stride, int registers) {
     const int64_t end = col + cols;
     while (col < end) {
         gspi_tap taps[GSPI_TAPS];
@@ -275,13 +294,14 @@ static void fill_planes(const gsp_convolution *c, const float *x, const gspi_run
 /* ---------------------------------------------------- channels are adjacent */
 
 /* The same, x with adjacent channels. Rows of the tile up to the next V_LANES are overwritten. */
-static void fill_pixels(const gsp_convolution *c, const float *x, const gspi_runs *runs,
-                        int64_t col, int64_t cols, char *tile, uint32_t stride, int registers) {
+GSPI_VECTOR void fill_pixels(const gsp_convolution *c, const void *x, const gspi_runs *runs,
+                             int64_t col, int64_t cols, char *tile, uint32_t stride, int registers,
+                             bool halves) {
     const int64_t end = col + cols;
     while (col < end) {
         const int64_t tap = col / c->channels, channel = col % c->channels;
         const int64_t channels = gspi_min(c->channels - channel, end - col);
-        const float *pixel[GSPI_TILE_SAMPLES];
+        const void *pixel[GSPI_TILE_SAMPLES];
         for (int lane = 0; lane < registers * V_LANES; lane++) pixel[lane] = NULL;
         for (int r = 0; r < runs->count; r++) {
             const gspi_run *run = &runs->run[r];
@@ -289,15 +309,16 @@ static void fill_pixels(const gsp_convolution *c, const float *x, const gspi_run
             int low, high;
             if (!meet(c, run, tap, &from, &low, &high)) continue;
             for (int i = low; i < high; i++)
-                pixel[run->lane + i] = x + from + i * c->stride[1] * c->x.col_step + channel;
+                pixel[run->lane + i] =
+                    place_in(x, halves, from + i * c->stride[1] * c->x.col_step + channel);
         }
         for (int64_t k = 0; k < channels; k += V_LANES) {
             const gspi_v_mask some = v_mask(channels - k);
             for (int v = 0; v < registers; v++) {
                 gspi_v square[V_LANES];
                 for (int i = 0; i < V_LANES; i++) {
-                    const float *from = pixel[v * V_LANES + i];
-                    square[i] = from == NULL ? v_set1(0.0f) : v_load_some(from + k, some);
+                    const void *from = pixel[v * V_LANES + i];
+                    square[i] = from == NULL ? v_set1(0.0f) : load_some_of(from, halves, k, some);
                 }
                 v_transpose(square);
                 float *to = (float *)(void *)(tile + k * stride) + v * V_LANES;
@@ -317,7 +338,9 @@ static __attribute__((noinline)) void conv_fill(const gsp_plan *plan, const gspi
     const int64_t col = block * plan->block_cols;
     const int64_t cols = gspi_min(plan->block_cols, plan->matrix.cols - col);
     if (c->x.col_step == 1) fill_planes(c, product->x, runs, col, cols, tile, stride, registers);
-    else fill_pixels(c, product->x, runs, col, cols, tile, stride, registers);
+    else if (c->bfloat16)
+        fill_pixels(c, product->x, runs, col, cols, tile, stride, registers, true);
+    else fill_pixels(c, product->x, runs, col, cols, tile, stride, registers, false);
 }
 
 /* -------------------------------------------------------------------- to y */
@@ -358,7 +381,9 @@ static __attribute__((noinline)) void empty_pixels(const gsp_plan *plan,
                                                    int64_t first, int64_t last, const char *sums) {
     const gsp_convolution *c = product->convolution;
     const gsp_epilogue epilogue = *product->epilogue; /* which no store can change */
-    const float *scales = plan->matrix.scales, *bias = epilogue.bias;
+    const float *scales = plan->matrix.scales;
+    const void *bias = epilogue.bias;
+    const bool halves = c->bfloat16;
     const gspi_v zero = v_set1(0.0f);
     int64_t to[GSPI_TILE_SAMPLES];
     int count = 0;
@@ -368,7 +393,7 @@ static __attribute__((noinline)) void empty_pixels(const gsp_plan *plan,
     for (int64_t row = first; row < last; row += V_LANES, sums += V_LANES * plan->x_stride) {
         const gspi_v_mask some = v_mask(last - row);
         const gspi_v scale = scales == NULL ? zero : v_load_some(scales + row, some);
-        const gspi_v add = bias == NULL ? zero : v_load_some(bias + row, some);
+        const gspi_v add = bias == NULL ? zero : load_some_of(bias, halves, row, some);
         for (int v = 0; v < registers; v++) {
             gspi_v square[V_LANES];
             for (int i = 0; i < V_LANES; i++)
@@ -381,9 +406,9 @@ static __attribute__((noinline)) void empty_pixels(const gsp_plan *plan,
                 if (scales != NULL) sum = v_mul(sum, scale);
                 if (bias != NULL) sum = v_add(sum, add);
                 if (epilogue.residual != NULL)
-                    sum = v_add(sum, v_load_some((const float *)epilogue.residual + at, some));
+                    sum = v_add(sum, load_some_of(epilogue.residual, halves, at, some));
                 sum = v_activate(sum, &epilogue);
-                v_store_some((float *)product->y + at, some, sum);
+                store_some_of(product->y, halves, at, some, sum);
             }
         }
     }

@@ -21,6 +21,7 @@ static gsp_status check_cols(const int64_t *cols, int64_t images, int64_t most) 
 
 static gsp_status check(const gsp_plan *plan, const gsp_convolution *c) {
     GSP_CHECK(plan->entry->op == GSPI_SPMM && plan->entry->form != GSPI_TILES, GSP_ERROR_SHAPE);
+    GSP_CHECK(!c->bfloat16 || plan->matrix.dtype == GSP_BFLOAT16, GSP_ERROR_DTYPE);
     GSP_CHECK(is_size(c->images, 0) && is_size(c->channels, 0), GSP_ERROR_SHAPE);
     GSP_TRY(check_images(&c->x));
     GSP_TRY(check_images(&c->y));
@@ -136,13 +137,15 @@ gsp_status gsp_convolve(const gsp_plan *plan, const gsp_convolution *convolution
                           .samples = pixels_of(convolution),
                           .epilogue = epilogue,
                           .convolution = convolution},
-              .size = plan->matrix.dtype == GSP_FLOAT64 ? sizeof(double) : sizeof(float)};
+              .size = convolution->bfloat16               ? sizeof(uint16_t)
+                      : plan->matrix.dtype == GSP_FLOAT64 ? sizeof(double)
+                                                          : sizeof(float)};
     if (plan->matrix.rows == 0) return GSP_OK;
     clear_rest(&t);
     if (t.product.samples == 0) return GSP_OK;
     int64_t workers;
     if (gspi_threads_pay(plan, t.product.samples, &workers)) share(&t, workers);
     else plan->entry->kernel(plan, &t.product, 0, plan->units);
-    if (plan->entry->form == GSPI_STORED) finish(&t);
+    if (plan->entry->form == GSPI_STORED && !convolution->bfloat16) finish(&t);
     return GSP_OK;
 }

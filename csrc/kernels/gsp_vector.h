@@ -60,6 +60,20 @@ GSPI_VECTOR gspi_v v_load_some(const float *a, gspi_v_mask some) {
 GSPI_VECTOR void v_store_some(float *a, gspi_v_mask some, gspi_v v) {
     _mm512_mask_storeu_ps(a, some, v);
 }
+/* Those lanes of bfloat16 numbers: made floats, 0 in others; and rounded to the nearest, ties to even, a NaN stays
+ * one. */
+GSPI_VECTOR gspi_v v_load_halves(const uint16_t *a, gspi_v_mask some) {
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, a));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+GSPI_VECTOR void v_store_halves(uint16_t *a, gspi_v_mask some, gspi_v v) {
+    const __m512i bits = _mm512_castps_si512(v), one = _mm512_set1_epi32(1);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
+    __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+    rounded = _mm512_mask_or_epi32(rounded, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), bits,
+                                   _mm512_set1_epi32(0x400000));
+    _mm256_mask_storeu_epi16(a, some, _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+}
 /* The lanes whose bits are set. */
 GSPI_VECTOR gspi_v_mask v_mask_of(uint32_t bits) { return (gspi_v_mask)bits; }
 /* b in those lanes, a in the others. */
@@ -156,6 +170,32 @@ GSPI_VECTOR gspi_v v_load_some(const float *a, gspi_v_mask some) {
 GSPI_VECTOR void v_store_some(float *a, gspi_v_mask some, gspi_v v) {
     _mm256_maskstore_ps(a, some, v);
 }
+/* No instruction loads or stores some halves: full registers are told apart, which are nearly all. */
+GSPI_VECTOR gspi_v v_load_halves(const uint16_t *a, gspi_v_mask some) {
+    const int bits = _mm256_movemask_ps(_mm256_castsi256_ps(some));
+    uint16_t room[V_LANES] = {0};
+    for (int i = 0; bits != 255 && i < V_LANES; i++)
+        if (bits >> i & 1) room[i] = a[i];
+    const __m128i halves = _mm_loadu_si128((const __m128i *)(const void *)(bits == 255 ? a : room));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
+}
+GSPI_VECTOR void v_store_halves(uint16_t *a, gspi_v_mask some, gspi_v v) {
+    const __m256i bits = _mm256_castps_si256(v), one = _mm256_set1_epi32(1);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), one);
+    const __m256i rounded =
+        _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+    const __m256i nan = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+    const __m256i wide = _mm256_castps_si256(_mm256_blendv_ps(
+        _mm256_castsi256_ps(rounded), _mm256_castsi256_ps(nan), _mm256_cmp_ps(v, v, _CMP_UNORD_Q)));
+    const __m256i high = _mm256_srli_epi32(wide, 16);
+    const __m128i halves =
+        _mm256_castsi256_si128(_mm256_permute4x64_epi64(_mm256_packus_epi32(high, high), 8));
+    const int lanes = _mm256_movemask_ps(_mm256_castsi256_ps(some));
+    uint16_t room[V_LANES];
+    _mm_storeu_si128((__m128i *)(void *)(lanes == 255 ? a : room), halves);
+    for (int i = 0; lanes != 255 && i < V_LANES; i++)
+        if (lanes >> i & 1) a[i] = room[i];
+}
 GSPI_VECTOR gspi_v_mask v_mask_of(uint32_t bits) {
     const __m256i lanes = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
     return _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32((int)bits), lanes), lanes);
@@ -251,6 +291,23 @@ GSPI_VECTOR void v_store_some(float *a, gspi_v_mask some, gspi_v v) {
     if (some & 2) vst1q_lane_f32(a + 1, v, 1);
     if (some & 4) vst1q_lane_f32(a + 2, v, 2);
     if (some & 8) vst1q_lane_f32(a + 3, v, 3);
+}
+GSPI_VECTOR gspi_v v_load_halves(const uint16_t *a, gspi_v_mask some) {
+    uint16_t room[V_LANES] = {0};
+    for (int i = 0; some != 15 && i < V_LANES; i++)
+        if (some >> i & 1) room[i] = a[i];
+    return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(some == 15 ? a : room), 16));
+}
+GSPI_VECTOR void v_store_halves(uint16_t *a, gspi_v_mask some, gspi_v v) {
+    const uint32x4_t bits = vreinterpretq_u32_f32(v);
+    const uint32x4_t odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
+    const uint32x4_t rounded = vaddq_u32(vaddq_u32(bits, vdupq_n_u32(0x7fff)), odd);
+    const uint32x4_t nan = vorrq_u32(bits, vdupq_n_u32(0x400000));
+    const uint16x4_t halves = vshrn_n_u32(vbslq_u32(vceqq_f32(v, v), rounded, nan), 16);
+    uint16_t room[V_LANES];
+    vst1_u16(some == 15 ? a : room, halves);
+    for (int i = 0; some != 15 && i < V_LANES; i++)
+        if (some >> i & 1) a[i] = room[i];
 }
 GSPI_VECTOR gspi_v_mask v_mask_of(uint32_t bits) { return bits; }
 GSPI_VECTOR gspi_v v_blend(gspi_v a, gspi_v b, gspi_v_mask some) {

@@ -146,6 +146,7 @@ static void spmm_strips(const gsp_plan *plan, const gspi_product *product, int64
     const gsp_convolution *conv = product->convolution;
     gspi_runs runs;
     gspi_out out = {.y = product->y,
+                    .halves = conv != NULL && conv->bfloat16,
                     .epilogue = *product->epilogue,
                     .scales = plan->matrix.scales,
                     .row_step = conv != NULL ? conv->y.channel_step : product->y_row,
@@ -154,7 +155,7 @@ static void spmm_strips(const gsp_plan *plan, const gspi_product *product, int64
     const bool clamps = out_clamps(&out);
     const int64_t most = plan->x_stride / 64;
     const int64_t unit_bytes = GSPI_UNIT_ROWS * (int64_t)plan->x_stride;
-    const bool lines = along && out_begins_lines(&out, conv);
+    const bool lines = along && !out.halves && out_begins_lines(&out, conv);
     const bool streams = lines && out_is_long(&out, conv, product->samples);
     /* Samples from the beginning of a line of y to the first one: the first tile has fewer by as many, if one more
      * register does not matter. */
@@ -173,7 +174,7 @@ static void spmm_strips(const gsp_plan *plan, const gspi_product *product, int64
             if (conv != NULL) cut_runs(conv, product->first + s.left, s.count, &runs);
             if (along && conv != NULL) out_pixels(conv, &runs, s.registers, &out);
             else if (along) out_along(s, &out);
-            const bool direct = along && clamps && out.targets == s.registers;
+            const bool direct = along && clamps && !out.halves && out.targets == s.registers;
             out.stream = streams && s.count == s.registers * V_LANES && out_is_aligned(&out);
             for (int64_t block = 0; block < plan->blocks; block++) {
                 if (conv == NULL) fill_tile(plan, product, s, block, tile);

@@ -16,6 +16,21 @@ GSPI_VECTOR const float *beside(const float *array, int64_t offset) {
     return (const float *)((uintptr_t)array + (uintptr_t)offset * sizeof(float));
 }
 
+/* Of an array of floats, or of bfloat16: the place of an element, and some lanes from there on. */
+GSPI_VECTOR const void *place_in(const void *array, bool halves, int64_t offset) {
+    return (const void *)((uintptr_t)array + (uintptr_t)offset * (halves ? 2 : 4));
+}
+GSPI_VECTOR gspi_v load_some_of(const void *array, bool halves, int64_t offset, gspi_v_mask some) {
+    const void *from = place_in(array, halves, offset);
+    return halves ? v_load_halves(from, some) : v_load_some(from, some);
+}
+GSPI_VECTOR void store_some_of(void *array, bool halves, int64_t offset, gspi_v_mask some,
+                               gspi_v v) {
+    void *to = (void *)(uintptr_t)place_in(array, halves, offset);
+    if (halves) v_store_halves(to, some, v);
+    else v_store_some(to, some, v);
+}
+
 /* Lanes of one register of sums that lie together in y: at y[row * row_step + at + lane]. */
 typedef struct {
     int64_t at;
@@ -26,6 +41,7 @@ typedef struct {
 /* Where the sums of a tile go, along the samples. With as many targets as registers, the one of register v is v. */
 typedef struct {
     float *y;
+    bool halves; /* y, bias and residual are bfloat16: only finish_rows knows */
     gsp_epilogue epilogue; /* a copy, which no store can change */
     float low, high;
     const float *scales, *bias; /* NULL; bias[row * bias_step] */
@@ -110,19 +126,22 @@ GSPI_VECTOR void finish_strip(const gspi_out *out, const uint16_t *rows, int shi
  * for any activation and targets. */
 static __attribute__((noinline)) void finish_rows(const gspi_out *out, int64_t first, int64_t last,
                                                   const char *sums, uint32_t stride) {
-    const float *bias = out->epilogue.bias, *residual = out->epilogue.residual;
-    for (int64_t row = first; row < last; row++, sums += stride)
+    const void *bias = out->epilogue.bias, *residual = out->epilogue.residual;
+    const gspi_v_mask one = v_mask_of(1);
+    for (int64_t row = first; row < last; row++, sums += stride) {
+        _Alignas(64) float add[V_LANES] = {0};
+        if (bias != NULL) v_store(add, load_some_of(bias, out->halves, row, one));
         for (int i = 0; i < out->targets; i++) {
             const gspi_target *target = &out->target[i];
             const int64_t at = row * out->row_step + target->at;
             gspi_v sum = v_load((const float *)(const void *)sums + target->from);
             if (out->scales != NULL) sum = v_mul(sum, v_set1(out->scales[row]));
-            if (bias != NULL) sum = v_add(sum, v_set1(bias[row]));
+            if (bias != NULL) sum = v_add(sum, v_set1(add[0]));
             if (residual != NULL)
-                sum = v_add(sum, v_load_some(beside(residual, at), target->lanes));
-            sum = v_activate(sum, &out->epilogue);
-            v_store_some((float *)(uintptr_t)beside(out->y, at), target->lanes, sum);
+                sum = v_add(sum, load_some_of(residual, out->halves, at, target->lanes));
+            store_some_of(out->y, out->halves, at, target->lanes, v_activate(sum, &out->epilogue));
         }
+    }
 }
 
 #endif

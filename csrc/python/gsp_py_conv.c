@@ -43,6 +43,9 @@ static PyObject *convolve(PyObject *module, PyObject *args) {
     gsp_epilogue epilogue = {0};
     PyArrayObject *bias, *residual, *x_cols, *y_cols;
     if (gsp_py_plan(module, of[0], &plan) < 0) return NULL;
+    c.bfloat16 = plan.typenum == NPY_FLOAT32 && PyArray_Check(of[1]) &&
+                 PyArray_TYPE((PyArrayObject *)of[1]) == NPY_UINT16;
+    if (c.bfloat16) plan.typenum = NPY_UINT16;
     PyArrayObject *x = gsp_py_array(of[1], plan.typenum, 4, "input");
     if (x == NULL) return NULL;
     PyArrayObject *y = gsp_py_output(of[2], plan.typenum, 4, "out");
@@ -86,6 +89,8 @@ static PyObject *convolve(PyObject *module, PyObject *args) {
 PyMethodDef gsp_py_conv_methods[] = {
     {"convolve", convolve, METH_VARARGS,
      "convolve(plan, x, y, x_last, y_last, (kernel, stride, dilation, padding before x: pairs), "
-     "bias, activation, residual, x_cols, y_cols): writes y."},
+     "bias, activation, residual, x_cols, y_cols): writes y. With x in bfloat16 (passed as "
+     "uint16), so are y, bias and "
+     "residual."},
     {NULL, NULL, 0, NULL},
 };

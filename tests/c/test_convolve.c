@@ -64,6 +64,9 @@ static void test_by_hand(gsp_context *context, gsp_backend backend) {
     REFUSED(c.x_cols = negative);
     REFUSED(c.y_cols = too_many);
     REFUSED(c.kernel[0] = c.kernel[1] = INT64_C(1) << 30);
+    c = right;
+    c.bfloat16 = 1; /* the matrix is not */
+    EXPECT_INT(gsp_convolve(plan, &c, x, y, NULL), GSP_ERROR_DTYPE);
     const gsp_epilogue unknown = {.activation = (gsp_activation)99};
     EXPECT_INT(gsp_convolve(plan, &right, x, y, &unknown), GSP_ERROR_SHAPE);
     gsp_plan_destroy(plan);

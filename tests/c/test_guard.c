@@ -333,9 +333,10 @@ static gsp_images images_of(int64_t rows, int64_t cols, int64_t channels, bool l
 /* One convolution between unmapped pages, and the same one in the heap: tests/test_conv.py holds that against torch. */
 static void check_convolution(const gsp_plan *plan, const gsp_matrix *matrix, const geometry *g,
                               bool x_last, bool y_last, bool at_end, uint64_t *state) {
-    const size_t size = matrix->dtype == GSP_FLOAT64 ? 8 : 4;
+    const bool halves = matrix->dtype == GSP_BFLOAT16;
+    const size_t size = halves ? 2 : matrix->dtype == GSP_FLOAT64 ? 8 : 4;
     const int64_t channels = matrix->cols / (g->kernel[0] * g->kernel[1]);
-    gsp_convolution c = {.images = g->images, .channels = channels};
+    gsp_convolution c = {.images = g->images, .channels = channels, .bfloat16 = halves};
     int64_t y_size[2];
     for (int i = 0; i < 2; i++) {
         const int64_t covered = g->dilation[i] * (g->kernel[i] - 1) + 1;
@@ -415,7 +416,8 @@ static void test_convolutions(gsp_context *context) {
         {.kind = GSP_GS, .banks = 1, .per_row = 1},
         {.kind = GSP_NM, .nm_n = 1, .nm_m = 3},
     };
-    static const gsp_dtype dtypes[] = {GSP_FLOAT32, GSP_INT8, GSP_FLOAT64};
+    static const gsp_dtype dtypes[] = {GSP_FLOAT32, GSP_BFLOAT16, GSP_INT8, GSP_FLOAT64,
+                                       GSP_BFLOAT16};
     gsp_backend backends[GSP_BACKENDS];
     const int count = tested_backends(backends);
     uint64_t state = 77;
@@ -426,7 +428,7 @@ static void test_convolutions(gsp_context *context) {
                                  .cols = channels[i % 7] * g->kernel[0] * g->kernel[1]};
         gsp_sample sample;
         kept.tight = true;
-        EXPECT_INT(gsp_sample_make(context, &shape, dtypes[i % 3], i + 5000, &sample), GSP_OK);
+        EXPECT_INT(gsp_sample_make(context, &shape, dtypes[i % 5], i + 5000, &sample), GSP_OK);
         for (int b = 0; b < count; b++) {
             gsp_plan *plan = NULL;
             EXPECT_INT(gsp_plan_create(context, &sample.matrix, backends[b], 100, &plan), GSP_OK);

@@ -86,6 +86,10 @@ static void convolve(gsp_context *context, const gsp_sample *sample, const doubl
                .dense = dense,
                .type = sample->matrix.dtype == GSP_FLOAT64 ? GSP_FLOAT64 : GSP_FLOAT32};
     take_geometry(&l, from);
+    if (sample->matrix.dtype == GSP_BFLOAT16 && gsp_take_below(from, 2)) {
+        l.type = GSP_BFLOAT16;
+        l.c.bfloat16 = 1;
+    }
     const bool lengths = gsp_take_below(from, 2);
     uint64_t state = gsp_take(from, 4) * 2 + 1;
     int64_t x_cols[3], y_cols[3];
