@@ -143,8 +143,8 @@ def convert(
         parent, _, attribute = name.rpartition(".")
         setattr(fast.get_submodule(parent), attribute, now)
     _leave_fast_paths(fast)
-    for name, module in fast.named_modules():
-        module.training = modes[name]
+    for name, mode in modes.items():  # children come behind their parents
+        fast.get_submodule(name).train(mode)
     for name in {**reasons, **calls}:
         if name not in chosen:
             kind = type(model.get_submodule(name)).__name__

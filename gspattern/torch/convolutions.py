@@ -1,4 +1,4 @@
-"""Convolutions for inference that hold compact matrices: torch's own, but for the weight."""
+"""Convolutions that hold compact matrices: torch's own, but for the weight."""
 
 from __future__ import annotations
 
@@ -10,17 +10,12 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd
 
-from gspattern.conv import conv1d, conv2d
 from gspattern.matrices import Matrix
 from gspattern.patterns import Pattern
 from gspattern.plans import Activation
-from gspattern.torch.modules import (
-    OneMatrix,
-    encode_weight,
-    tensor_of,
-    trainable,
-    use_torch_threads,
-)
+from gspattern.torch import operators
+from gspattern.torch.modules import OneMatrix, autocast, encode_weight, trainable
+from gspattern.torch.operators import is_watched, matrix_of, named, tensor_of
 from gspattern.torch.targets import ATTRIBUTE, PrunedWeight, from_matrix
 
 C = TypeVar("C", bound="GSConv")
@@ -135,7 +130,7 @@ class GSConv(OneMatrix):
         )
         layer.weight = nn.Parameter(weight)
         if self.bias is not None:
-            layer.bias = nn.Parameter(self.bias.to(weight.dtype, copy=True))
+            layer.bias = nn.Parameter(self.bias.detach().to(weight.dtype, copy=True))
         pruned = PrunedWeight(matrix.pattern, matrix.mask(), matrix.row_order)
         setattr(layer, ATTRIBUTE, {"weight": pruned})
         return layer
@@ -151,7 +146,7 @@ class GSConv(OneMatrix):
         Parameters
         ----------
         input : Tensor
-            As for torch's layer.
+            As for torch's layer, on the CPU. Under autocast it is converted first, as there.
         residual : Tensor, optional
             Of the shape of the result; added before the activation.
         activation : str or tuple, optional
@@ -160,34 +155,40 @@ class GSConv(OneMatrix):
         Raises
         ------
         RuntimeError
-            If a gradient is wanted, or the input is on another device.
+            If the input is on another device.
         ValueError
             If the input has other dimensions or channels.
         """
-        return self._call(self._convolve, input, residual, activation)
-
-    def _convolve(
-        self, x: torch.Tensor, residual: torch.Tensor | None, activation: Activation
-    ) -> torch.Tensor:
-        self._check(x)
-        use_torch_threads()
-        bias = self._buffers["bias"]
-        given = x.detach().to(self._compute)
-        padding: str | tuple[int, ...] = self.padding
+        values, structure = self.weight.values, self.weight.structure
+        bias: torch.Tensor | None = self.bias
+        x = autocast(input)
+        given = x.dtype
+        compute = torch.float64 if values.dtype is torch.float64 else torch.float32
+        x = x.to(compute)
+        if bias is not None:
+            bias = bias.to(compute)
+        if residual is not None:
+            residual = residual.to(compute)
+        padding = self.padding
         if self.padding_mode != "zeros":
-            given = functional.pad(given, self._pads(), self.padding_mode)
+            x = functional.pad(x, self._pads(), self.padding_mode)
             padding = (0,) * self.dims
-        y = (conv1d if self.dims == 1 else conv2d)(
-            given.numpy(),
-            self.matrix,
-            None if bias is None else bias.to(self._compute).numpy(),
-            self.stride,
-            padding,
-            self.dilation,
-            activation=activation,
-            residual=None if residual is None else residual.detach().to(self._compute).numpy(),
-        )
-        return torch.from_numpy(y).to(x.dtype)
+        elif padding == "valid":
+            padding = (0,) * self.dims
+        if is_watched(x, values, bias, residual):
+            shape = (self.out_channels, self.in_channels, *self.kernel_size)
+            pads = () if isinstance(padding, str) else padding
+            how = named(activation)
+            y: torch.Tensor = operators.convolve(
+                x, values, structure, shape, self.stride, pads, self.dilation, bias, residual, *how
+            )
+        else:
+            self._check(x)
+            matrix = matrix_of(values, structure)
+            y = operators.convolution(
+                matrix, x, bias, self.stride, padding, self.dilation, activation, residual
+            )
+        return y.to(given)
 
     def _pads(self) -> list[int]:
         """What `torch.nn.functional.pad` takes: before and behind, the last dimension first."""
@@ -202,21 +203,19 @@ class GSConv(OneMatrix):
         return pads
 
     def extra_repr(self) -> str:
-        m = self.matrix
         return (
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
-            f"padding={self.padding}, dilation={self.dilation}, bias={self.bias is not None}, "
-            f"pattern={m.pattern}, dtype={m.dtype}, nnz={m.nnz}"
+            f"padding={self.padding}, dilation={self.dilation}, bias={self.bias is not None}"
         )
 
 
 class GSConv1d(GSConv):
-    """`torch.nn.Conv1d` with a compact weight, for inference on the CPU; parameters are those of `GSConv`."""
+    """`torch.nn.Conv1d` with a compact weight, on the CPU; parameters are those of `GSConv`."""
 
     dense, dims = nn.Conv1d, 1
 
 
 class GSConv2d(GSConv):
-    """`torch.nn.Conv2d` with a compact weight, for inference on the CPU; parameters are those of `GSConv`."""
+    """`torch.nn.Conv2d` with a compact weight, on the CPU; parameters are those of `GSConv`."""
 
     dense, dims = nn.Conv2d, 2

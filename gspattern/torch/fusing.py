@@ -25,6 +25,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from gspattern.plans import Activation
 from gspattern.torch.convolutions import GSConv
 from gspattern.torch.modules import GSLinear
+from gspattern.torch.operators import is_watched
 
 _FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": torch.relu_,  # of what was just computed
@@ -85,8 +86,7 @@ def fused(
     if norm is not None:
         if (
             norm.training
-            or torch.compiler.is_compiling()
-            or (torch.is_grad_enabled() and _wants_gradient(layer, x, norm))
+            or is_watched(x, *layer.parameters(), *norm.parameters())
             or not _is_over_outputs(layer, x)
         ):
             return _finished(norm(layer(x)), residual, activation)
@@ -94,15 +94,6 @@ def fused(
     if isinstance(whole, GSConv | GSLinear) and (residual is None or _fits(residual, whole, x)):
         return whole(x, residual, activation)  # type: ignore[no-any-return]
     return _finished(whole(x), residual, activation)
-
-
-def _wants_gradient(*parts: Any) -> bool:
-    return any(
-        part.requires_grad
-        if isinstance(part, torch.Tensor)
-        else isinstance(part, nn.Module) and any(p.requires_grad for p in part.parameters())
-        for part in parts
-    )
 
 
 def _fits(residual: Any, layer: GSConv | GSLinear, x: torch.Tensor) -> bool:
@@ -143,7 +134,7 @@ _FOLDED = WeakKeyDictionary()
 
 def _state(*modules: nn.Module) -> list[tuple[Any, ...]]:
     """Something that changes when the values of layers do."""
-    state: list[tuple[Any, ...]] = [(id(m.__dict__.get("matrix")),) for m in modules]
+    state: list[tuple[Any, ...]] = []
     for module in modules:
         for part in (module, *module._modules.values()):
             if part is not None:
@@ -256,6 +247,16 @@ class FusedForward:
             if len(args) == self._count and self._code is not _NO_CODE:
                 return self._code(module, *args)
         return type(module).forward(module, *args, **keywords)
+
+    # What torch.export asks of a forward: the arguments that it takes, and where its code stands.
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(type(self.module).forward.__get__(self.module))
+
+    @property
+    def __code__(self) -> Any:
+        return type(self.module).forward.__code__
 
     def __getstate__(self) -> dict[str, Any]:
         return {"module": self.module}

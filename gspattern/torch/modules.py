@@ -1,9 +1,8 @@
-"""Layers for inference that hold compact matrices and run the C kernels."""
+"""Layers that hold compact matrices and run the C kernels, on the CPU."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -11,44 +10,84 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from gspattern import _core
 from gspattern.matrices import Matrix, as_matrix, encode
 from gspattern.patterns import Pattern
-from gspattern.plans import Activation, _activation_number, plan_for_samples, set_num_threads
+from gspattern.plans import Activation
+from gspattern.torch import operators
+from gspattern.torch.operators import is_watched, matrix_of, named, operand_dtype, tensor_of
 from gspattern.torch.targets import ATTRIBUTE, PrunedWeight, carried
 
-MOST_THREADS = 256  # that set_num_threads takes
 
-R = TypeVar("R")
+class CompactWeight(nn.Module):
+    """The weight of a compact layer, as tensors that torch can save, copy, export and train.
+
+    Parameters
+    ----------
+    matrix : Matrix
+        [M, K]. It is copied.
+
+    Attributes
+    ----------
+    values : Parameter
+        The values of the matrix, in their shape and type. They want no gradient until `requires_grad_` says so, which
+        those of int8 cannot.
+    structure : Tensor of uint8
+        Everything else, as a safetensors file has it: the other arrays, pattern and shape.
+    shape : (int, int)
+    kernel_shape : tuple of int, or None
+    """
+
+    values: nn.Parameter
+    structure: torch.Tensor
+
+    def __init__(self, matrix: Matrix) -> None:
+        super().__init__()
+        self.shape, self.kernel_shape = matrix.shape, matrix.kernel_shape
+        with torch.inference_mode(False):  # tensors that are made in it could never be trained
+            values, structure = operators.tensors_of(matrix)
+        self.values = values
+        self.register_buffer("structure", structure)
+
+    @property
+    def matrix(self) -> Matrix:
+        """A copy of the matrix, with the values of now. Making it takes as long as copying them."""
+        known = matrix_of(self.values, self.structure)
+        return known._with_values(known.values, known.scales)
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any
+    ) -> None:
+        # The other matrix may have another pattern, so that nothing fits in the old tensors.
+        values, structure = (state_dict.get(prefix + key) for key in ("values", "structure"))
+        if values is not None and structure is not None:
+            shape = operators.check(values, structure).shape
+            if shape != self.shape:
+                raise ValueError(f"this layer is {self.shape}, the state that of {shape}")
+            if not local_metadata.get("assign_to_params_buffers", False):
+                self.structure = structure.detach().to("cpu", copy=True)
+                if (values.shape, values.dtype) != (self.values.shape, self.values.dtype):
+                    wanted = self.values.requires_grad and values.is_floating_point()
+                    self.values = nn.Parameter(torch.empty_like(values, device="cpu"), wanted)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+    def extra_repr(self) -> str:
+        m = matrix_of(self.values, self.structure)
+        return f"pattern={m.pattern}, dtype={m.dtype}, nnz={m.nnz}"
 
 
 class Compact(nn.Module):
-    """A layer whose weights are compact matrices. It is for inference on the CPU."""
+    """A layer whose weights are compact matrices. It runs on the CPU, and is trained by dense products."""
 
     @property
     def weights(self) -> dict[str, Matrix]:
-        """The matrices, by the names of the parameters that they stand for."""
-        raise NotImplementedError
-
-    def _call(self, function: Callable[..., R], *args: Any) -> R:
-        """Call what runs the kernels, from between the graphs of a compiled model if need be."""
-        if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-            raise RuntimeError(
-                f"{type(self).__name__} cannot be traced: a trace would hold the answer to its example as a "
-                "constant; use torch.compile, or trace the dense model"
-            )
-        if torch.compiler.is_compiling():
-            uncompiled: Callable[..., R]  # nothing is imported for it before
-            uncompiled = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
-            return uncompiled(*args)
-        return function(*args)
+        """Copies of the matrices, by the names of the parameters that they stand for."""
+        return {
+            name: child.matrix
+            for name, child in self.named_children()
+            if isinstance(child, CompactWeight)
+        }
 
     def _check(self, x: torch.Tensor) -> None:
-        if x.requires_grad and torch.is_grad_enabled():
-            raise RuntimeError(
-                f"{type(self).__name__} is for inference and has no gradient: use torch.no_grad(), "
-                "or train the pruned dense model and convert it afterwards"
-            )
         if not x.is_cpu:
             raise RuntimeError(
                 f"{type(self).__name__} runs on the CPU, got a tensor on {x.device}: use x.cpu()"
@@ -58,38 +97,28 @@ class Compact(nn.Module):
 class OneMatrix(Compact):
     """A compact layer of one matrix, `weight`, and a bias for its rows.
 
-    The state_dict holds `bias` and, as extra state, the arrays of the matrix.
+    The state_dict holds `weight.values`, `weight.structure` and `bias`. It loads into any such layer of the same
+    shape, whatever the pattern of either.
     """
 
-    matrix: Matrix
-    bias: torch.Tensor | None
+    weight: CompactWeight
+    bias: nn.Parameter | None
 
     def __init__(self, matrix: Matrix, bias: torch.Tensor | None) -> None:
         super().__init__()
-        self.matrix = matrix
-        self._compute = compute_dtype(matrix)
-        if bias is not None:
-            if tuple(bias.shape) != (matrix.shape[0],):
-                raise ValueError(
-                    f"bias must have shape ({matrix.shape[0]},), got {tuple(bias.shape)}"
-                )
-            bias = bias.detach().to("cpu", self._compute, copy=True)
-        self.register_buffer("bias", bias)
+        self.weight = CompactWeight(matrix)
+        if bias is not None and tuple(bias.shape) != (matrix.shape[0],):
+            raise ValueError(f"bias must have shape ({matrix.shape[0]},), got {tuple(bias.shape)}")
+        self.register_parameter("bias", bias_of(bias, matrix))
 
     @property
-    def weights(self) -> dict[str, Matrix]:
-        return {"weight": self.matrix}
-
-    def get_extra_state(self) -> dict[str, Any]:
-        return state_of(self.matrix)
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        self.matrix = matrix_of(state, self.matrix)
-        self._compute = compute_dtype(self.matrix)
+    def matrix(self) -> Matrix:
+        """A copy of the matrix, as it is now."""
+        return self.weight.matrix
 
 
 class GSLinear(OneMatrix):
-    """A linear layer with a compact matrix for its weight: y = x W^T + b, for inference on the CPU.
+    """A linear layer with a compact matrix for its weight: y = x W^T + b, on the CPU.
 
     It takes the same inputs as `torch.nn.Linear`, [..., K] to [..., M], and as many threads as
     `torch.get_num_threads()` says. Float32 inputs (float64 for a float64 matrix, bfloat16 too for a bfloat16
@@ -102,10 +131,10 @@ class GSLinear(OneMatrix):
     bias : Tensor, optional
         [M].
 
-    Notes
-    -----
-    The state_dict holds `bias` and, as extra state, the arrays of the matrix. It loads into any GSLinear
-    of the same shape.
+    Attributes
+    ----------
+    weight : CompactWeight
+    bias : Parameter, or None
     """
 
     def __init__(self, matrix: Matrix, bias: torch.Tensor | None = None) -> None:
@@ -140,12 +169,13 @@ class GSLinear(OneMatrix):
 
     def to_dense(self) -> nn.Linear:
         """The same layer as a dense `torch.nn.Linear` that can be trained and knows its mask."""
-        weight = tensor_of(trainable(self.matrix))
+        matrix = self.matrix
+        weight = tensor_of(trainable(matrix))
         layer = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
         layer.weight = nn.Parameter(weight)
         if self.bias is not None:
-            layer.bias = nn.Parameter(self.bias.to(weight.dtype, copy=True))
-        pruned = PrunedWeight(self.matrix.pattern, self.matrix.mask(), self.matrix.row_order)
+            layer.bias = nn.Parameter(self.bias.detach().to(weight.dtype, copy=True))
+        pruned = PrunedWeight(matrix.pattern, matrix.mask(), matrix.row_order)
         setattr(layer, ATTRIBUTE, {"weight": pruned})
         return layer
 
@@ -160,7 +190,7 @@ class GSLinear(OneMatrix):
         Parameters
         ----------
         x : Tensor, [..., K]
-            On the CPU.
+            On the CPU. Under autocast it is converted first, as for `torch.nn.Linear`.
         residual : Tensor, [..., M], optional
             Added before the activation.
         activation : str or tuple, optional
@@ -174,51 +204,35 @@ class GSLinear(OneMatrix):
         Raises
         ------
         RuntimeError
-            If a gradient is wanted, or `x` is on another device.
+            If `x` is on another device.
         ValueError
             If the last dimension of `x` is not K.
         """
-        return self._call(self._multiply, x, residual, activation)
-
-    def _multiply(
-        self, x: torch.Tensor, residual: torch.Tensor | None, activation: Activation
-    ) -> torch.Tensor:
-        self._check(x)
-        use_torch_threads()
-        # Small layers take two microseconds: what follows converts nothing that is right already.
-        compute = self._compute
-        if x.dtype is torch.bfloat16 and self.matrix.dtype == ml_dtypes.bfloat16:
-            return self._multiply_bfloat16(x.detach(), residual, activation)
-        given = x.detach() if x.dtype is compute else x.detach().to(compute)
-        array = given.contiguous().numpy()
-        bias = self._buffers["bias"]
+        # Small layers take two microseconds, so that attributes are not looked for in vain.
+        weight: Any = self._modules["weight"]
+        values, structure = weight._parameters["values"], weight._buffers["structure"]
+        bias: torch.Tensor | None = self._parameters["bias"]
+        x = autocast(x)
+        given = x.dtype
+        compute = operand_dtype(values.dtype, given)
+        if given is not compute:
+            x = x.to(compute)
         if bias is not None and bias.dtype is not compute:
             bias = bias.to(compute)
-        addend = None if bias is None else bias.numpy()
-        number = 0 if activation is None else _activation_number(activation)
-        other = None
-        if residual is not None:
-            other = residual.detach().to(compute).contiguous().numpy()
-        plan = plan_for_samples(self.matrix, array.size // max(1, self.in_features))
-        y = torch.from_numpy(plan.linear(array, addend, number, other, None))
-        return y if x.dtype is compute else y.to(x.dtype)
-
-    def _multiply_bfloat16(
-        self, x: torch.Tensor, residual: torch.Tensor | None, activation: Activation
-    ) -> torch.Tensor:
-        bias = self._buffers["bias"]
-        array = x.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-        addend = None if bias is None else array_of(bias.bfloat16())
-        other = None if residual is None else array_of(residual.bfloat16())
-        y = self.matrix.linear(array, addend, activation, other)
-        return torch.from_numpy(y.view(np.int16)).view(torch.bfloat16)
+        if residual is not None and residual.dtype is not compute:
+            residual = residual.to(compute)
+        if is_watched(x, values, bias, residual):
+            shape = (self.out_features, self.in_features)
+            how = named(activation)
+            y: torch.Tensor = operators.linear(x, values, structure, shape, bias, residual, *how)
+        else:
+            self._check(x)
+            matrix = matrix_of(values, structure)
+            y = operators.linear_product(matrix, x, bias, activation, residual)
+        return y if given is compute else y.to(given)
 
     def extra_repr(self) -> str:
-        m = self.matrix
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"bias={self.bias is not None}, pattern={m.pattern}, dtype={m.dtype}, nnz={m.nnz}"
-        )
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
 def matrices(model: nn.Module) -> dict[str, Matrix | npt.NDArray[Any]]:
@@ -226,25 +240,36 @@ def matrices(model: nn.Module) -> dict[str, Matrix | npt.NDArray[Any]]:
 
     Compact layers give a `Matrix`, everything else is a plain array: what `gspattern.save_file` takes.
     """
-    tensors: dict[str, Matrix | npt.NDArray[Any]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        prefix = f"{name}." if name else ""
-        if isinstance(module, Compact):
-            tensors.update((prefix + key, matrix) for key, matrix in module.weights.items())
-    for name, value in model.state_dict().items():
-        if isinstance(value, torch.Tensor):
-            tensors[name] = array_of(value)
-    return tensors
+    compact = {
+        name: module.matrix
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, CompactWeight)
+    }
+    plain = {
+        name: array_of(value)
+        for name, value in model.state_dict().items()
+        if isinstance(value, torch.Tensor) and name.rpartition(".")[0] not in compact
+    }
+    return {**compact, **plain}
 
 
 # ------------------------------------------------------------------ what layers share
 
 
-def use_torch_threads() -> None:
-    """Let kernels use as many threads as torch may."""
-    threads = min(torch.get_num_threads(), MOST_THREADS)
-    if threads != _core.get_num_threads():
-        set_num_threads(threads)
+def autocast(x: torch.Tensor) -> torch.Tensor:
+    """What torch's own layers make of their input under autocast."""
+    if torch.is_autocast_enabled("cpu") and x.is_floating_point() and x.dtype is not torch.float64:
+        return x.to(torch.get_autocast_dtype("cpu"))
+    return x
+
+
+def bias_of(bias: torch.Tensor | None, matrix: Matrix) -> nn.Parameter | None:
+    """A copy of a bias for a layer with this matrix, which wants no gradient yet."""
+    if bias is None:
+        return None
+    dtype = torch.float64 if matrix.dtype == np.float64 else torch.float32
+    with torch.inference_mode(False):
+        return nn.Parameter(bias.detach().to("cpu", dtype, copy=True), requires_grad=False)
 
 
 def encode_weight(
@@ -278,36 +303,11 @@ def trainable(matrix: Matrix) -> npt.NDArray[Any]:
     return (matrix.astype("float32") if matrix.scales is not None else matrix).to_dense()
 
 
-def state_of(matrix: Matrix) -> dict[str, Any]:
-    """The arrays of a matrix as tensors, for a state_dict."""
-    arrays = {key: tensor_of(value) for key, value in matrix.arrays().items()}
-    return {"pattern": str(matrix.pattern), "shape": list(matrix.shape), **arrays}
-
-
-def matrix_of(state: dict[str, Any], like: Matrix) -> Matrix:
-    """The way back from `state_of`, for a layer that has a matrix of the same shape."""
-    shape = (int(state["shape"][0]), int(state["shape"][1]))
-    if shape != like.shape:
-        raise ValueError(f"this layer is {like.shape}, the state that of {shape}")
-    arrays: dict[str, Any] = {
-        key: array_of(value) for key, value in state.items() if isinstance(value, torch.Tensor)
-    }
-    return Matrix.from_arrays(state["pattern"], shape, **arrays, kernel_shape=like.kernel_shape)
-
-
 def cast_matrix(matrix: Matrix, dtype: str) -> Matrix:
     """`matrix` with values of the named type; int8 gets a scale per row."""
     if dtype == str(matrix.dtype):
         return matrix
     return matrix.quantize("int8") if dtype == "int8" else matrix.astype(dtype)
-
-
-def tensor_of(array: npt.NDArray[Any]) -> torch.Tensor:
-    """A copy of a NumPy array as a tensor; bfloat16 too, which `torch.from_numpy` does not know."""
-    array = np.array(array, order="C")
-    if array.dtype == ml_dtypes.bfloat16:
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
 
 
 def array_of(tensor: torch.Tensor) -> npt.NDArray[Any]:
@@ -316,8 +316,3 @@ def array_of(tensor: torch.Tensor) -> npt.NDArray[Any]:
     if tensor.dtype == torch.bfloat16:
         return np.array(tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16))
     return np.array(tensor.numpy())
-
-
-def compute_dtype(matrix: Matrix) -> torch.dtype:
-    """What kernels add in, and take inputs and biases as."""
-    return torch.float64 if matrix.dtype == np.float64 else torch.float32

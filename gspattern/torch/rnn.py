@@ -1,4 +1,4 @@
-"""LSTM and GRU layers for inference that hold compact matrices: torch's own, but for the weights."""
+"""LSTM and GRU layers that hold compact matrices: torch's own, but for the weights."""
 
 from __future__ import annotations
 
@@ -6,26 +6,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
-from gspattern import recurrent
 from gspattern.matrices import Matrix, encode
 from gspattern.patterns import Block, Pattern
 from gspattern.recurrent import GRU, LSTM, Cell, check_params, parameter_name
+from gspattern.torch import operators
 from gspattern.torch.modules import (
     Compact,
+    CompactWeight,
+    autocast,
+    bias_of,
     cast_matrix,
-    compute_dtype,
     encode_weight,
-    matrix_of,
-    state_of,
-    tensor_of,
     trainable,
-    use_torch_threads,
 )
+from gspattern.torch.operators import is_watched, tensor_of
 from gspattern.torch.targets import ATTRIBUTE, PrunedWeight, carried, weights_of
 
 # How a weight that keeps all its elements is laid out: blocks that fill registers in every kernel.
@@ -38,9 +36,9 @@ R = TypeVar("R", bound="GSRecurrent")
 
 
 class GSRecurrent(Compact):
-    """What the recurrent layers share: `matrices` by the names of torch's parameters, and biases as buffers.
+    """What the recurrent layers share: weights and biases by the names of torch's parameters.
 
-    The state_dict holds the biases and, as extra state, the arrays of the matrices.
+    A weight is a `CompactWeight`, so that the state_dict holds weight_ih_l0.values, weight_ih_l0.structure and so on.
     """
 
     dense: ClassVar[type[nn.Module]]
@@ -48,11 +46,10 @@ class GSRecurrent(Compact):
 
     def __init__(self, params: Params, directions: int) -> None:
         super().__init__()
-        self._compute = next(
-            (compute_dtype(m) for m in params if isinstance(m, Matrix)), torch.float32
-        )
+        first = next((m for m in params if isinstance(m, Matrix)), None)
+        dtype = np.float64 if first is not None and first.dtype == np.float64 else np.float32
         arrays = [
-            value.detach().to("cpu", self._compute).numpy()
+            value.detach().to("cpu", torch.float64).numpy().astype(dtype)
             if isinstance(value, torch.Tensor)
             else value
             for value in params
@@ -60,25 +57,26 @@ class GSRecurrent(Compact):
         checked = check_params(arrays, self.cell, directions)
         self.input_size, self.hidden_size = checked.features, checked.hidden
         self.bias = any(bias is not None for bias in checked.biases)
-        self.matrices: dict[str, Matrix] = {}
-        self._names: list[str] = []  # of all parameters, in torch's order
-        for i in range(len(checked.matrices) // 2):
-            for j, kind in enumerate(("weight_ih", "weight_hh")):
-                name = self._name(kind, i, directions)
-                self.matrices[name] = checked.matrices[2 * i + j]
-                self._names.append(name)
-            for j, kind in enumerate(("bias_ih", "bias_hh")):
-                name, bias = self._name(kind, i, directions), checked.biases[2 * i + j]
-                self.register_buffer(name, None if bias is None else tensor_of(bias))
-                self._names.append(name)
+        self._weights: list[str] = []  # names, two for each layer and direction
+        self._biases: list[str] = []
+        for i in range(len(checked.matrices)):
+            kinds = ("weight_ih", "bias_ih"), ("weight_hh", "bias_hh")
+            weight, bias = (self._name(kind, i // 2, directions) for kind in kinds[i % 2])
+            self.add_module(weight, CompactWeight(checked.matrices[i]))
+            addend = checked.biases[i]
+            given = None if addend is None else torch.from_numpy(addend)
+            self.register_parameter(bias, bias_of(given, checked.matrices[i]))
+            self._weights.append(weight)
+            self._biases.append(bias)
 
     @staticmethod
     def _name(kind: str, index: int, directions: int) -> str:
         return parameter_name(kind, index, directions)
 
     @property
-    def weights(self) -> dict[str, Matrix]:
-        return self.matrices
+    def matrices(self) -> dict[str, Matrix]:
+        """Copies of the matrices, as they are now, by the names of torch's parameters."""
+        return self.weights
 
     @classmethod
     def from_module(
@@ -139,16 +137,18 @@ class GSRecurrent(Compact):
         """The same layer as a dense one of torch that can be trained and knows its masks."""
         layer = self._dense()
         notes = {}
+        matrices = self.matrices
         for name in _names(layer):
-            if name in self.matrices:
-                matrix = self.matrices[name]
+            if name in matrices:
+                matrix = matrices[name]
                 value = tensor_of(trainable(matrix))
                 mask = matrix.mask()
                 if not mask.all():
                     notes[name] = PrunedWeight(matrix.pattern, mask, matrix.row_order)
             else:
-                bias = self._buffers[name]
-                value = torch.zeros_like(getattr(layer, name)) if bias is None else bias.clone()
+                bias = self._parameters[name]
+                zeros = torch.zeros_like(getattr(layer, name))
+                value = zeros if bias is None else bias.detach().clone()
             setattr(layer, name, nn.Parameter(value))
         if notes:
             setattr(layer, ATTRIBUTE, notes)
@@ -157,47 +157,48 @@ class GSRecurrent(Compact):
     def _dense(self) -> nn.Module:
         raise NotImplementedError
 
-    def _arrays(self) -> list[Matrix | npt.NDArray[Any] | None]:
-        """All parameters as `gspattern.lstm` takes them."""
-        arrays: list[Matrix | npt.NDArray[Any] | None] = []
-        for name in self._names:
-            if name in self.matrices:
-                arrays.append(self.matrices[name])
-            else:
-                bias = self._buffers[name]
-                arrays.append(None if bias is None else bias.to(self._compute).numpy())
-        return arrays
+    def _recur(
+        self, x: torch.Tensor, hx: Sequence[torch.Tensor], batch_sizes: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, ...]:
+        """The output and the states behind the last step, from x [T, N, features] or a packed one."""
+        weights: list[Any] = [self._modules[name] for name in self._weights]
+        values = [weight._parameters["values"] for weight in weights]
+        structures = [weight._buffers["structure"] for weight in weights]
+        given = x.dtype
+        compute = torch.float64 if values[0].dtype is torch.float64 else torch.float32
+        biases: list[torch.Tensor] = []
+        for name in self._biases if self.bias else ():
+            bias = self._parameters[name]
+            biases.append(torch.empty(0, dtype=compute) if bias is None else bias.to(compute))
+        x = x.to(compute)
+        states = [state.to(compute) for state in hx]
+        if is_watched(x, *states, *values, *biases):
+            if batch_sizes is not None and not states:
+                shape = len(weights) // 2, int(batch_sizes[0]), self.hidden_size
+                states = [x.new_zeros(shape) for _ in range(2 if self.cell is LSTM else 1)]
+            run: Any = operators.recur
+        else:
+            self._check(x)
+            run = operators.recurrence
+        h_0, c_0 = (*states, None, None)[:2]
+        cell = "lstm" if self.cell is LSTM else "gru"
+        how = cell, self.hidden_size, getattr(self, "bidirectional", False)
+        y, h_n, c_n = run(x, values, structures, biases, h_0, c_0, batch_sizes, *how)
+        results = (y, h_n, c_n) if self.cell is LSTM else (y, h_n)
+        return tuple(result.to(given) for result in results)
 
-    def _array(self, x: torch.Tensor) -> npt.NDArray[Any]:
-        self._check(x)
-        return x.detach().to(self._compute).numpy()
-
-    def _state(self, hx: State | None, order: torch.Tensor | None = None) -> Any:
-        """States as arrays, sequences in this order."""
+    def _states(self, hx: Any) -> tuple[torch.Tensor, ...]:
+        """The states that were given: two, one or none."""
         if hx is None:
-            return None
-        if isinstance(hx, tuple | list):
-            return tuple(self._state(part, order) for part in hx)
-        return self._array(hx if order is None else hx.index_select(1, order))
+            return ()
+        if self.cell is GRU:
+            return (hx,)
+        if not isinstance(hx, tuple | list) or len(hx) != 2:
+            raise TypeError("hx must be a pair (h_0, c_0)")
+        return tuple(hx)
 
     def extra_repr(self) -> str:
-        first = next(iter(self.matrices.values()))
-        patterns = sorted({str(matrix.pattern) for matrix in self.matrices.values()})
-        return (
-            f"{self.input_size}, {self.hidden_size}, bias={self.bias}, pattern={', '.join(patterns)}, "
-            f"dtype={first.dtype}, nnz={sum(matrix.nnz for matrix in self.matrices.values())}"
-        )
-
-    def get_extra_state(self) -> dict[str, Any]:
-        return {name: state_of(matrix) for name, matrix in self.matrices.items()}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        if set(state) != set(self.matrices):
-            raise ValueError(f"this layer has {list(self.matrices)}, the state {list(state)}")
-        self.matrices = {
-            name: matrix_of(state[name], matrix) for name, matrix in self.matrices.items()
-        }
-        self._compute = compute_dtype(next(iter(self.matrices.values())))
+        return f"{self.input_size}, {self.hidden_size}, bias={self.bias}"
 
 
 class _Stack(GSRecurrent):
@@ -208,7 +209,7 @@ class _Stack(GSRecurrent):
     ) -> None:
         super().__init__(params, 2 if bidirectional else 1)
         self.bidirectional, self.batch_first = bidirectional, batch_first
-        self.num_layers = len(self.matrices) // (4 if bidirectional else 2)
+        self.num_layers = len(self._weights) // (4 if bidirectional else 2)
 
     @classmethod
     def _from(cls: type[R], layer: nn.Module, params: Params) -> R:
@@ -221,30 +222,40 @@ class _Stack(GSRecurrent):
             batch_first=self.batch_first, bidirectional=self.bidirectional,
         )  # fmt: skip
 
-    def _run(self, x: torch.Tensor, hx: Any, **options: Any) -> tuple[Any, ...]:
-        """The output and the states, as tensors."""
-        function: Any = recurrent.lstm if self.cell is LSTM else recurrent.gru
-        params, both = self._arrays(), self.bidirectional
-        output, state = function(self._array(x), params, hx, bidirectional=both, **options)
-        states = state if isinstance(state, tuple) else (state,)
-        return tuple(torch.from_numpy(array).to(x.dtype) for array in (output, *states))
-
     def _sequence(self, x: torch.Tensor | PackedSequence, hx: State | None) -> Any:
-        use_torch_threads()
+        states = self._states(hx)
+        y: Any
         if isinstance(x, PackedSequence):
-            hx = self._state(hx, x.sorted_indices)
-            data, *states = self._run(x.data, hx, batch_sizes=x.batch_sizes.numpy())
-            order = x.unsorted_indices
-            y: Any = PackedSequence(data, x.batch_sizes, x.sorted_indices, order)
+            order = x.sorted_indices
             if order is not None:
-                states = [state.index_select(1, order) for state in states]
+                states = tuple(state.index_select(1, order) for state in states)
+            data, *states_n = self._recur(autocast(x.data), states, x.batch_sizes)
+            order = x.unsorted_indices
+            if order is not None:
+                states_n = [state.index_select(1, order) for state in states_n]
+            y = PackedSequence(data, x.batch_sizes, x.sorted_indices, order)
         else:
-            y, *states = self._run(x, self._state(hx), batch_first=self.batch_first)
-        return y, tuple(states) if self.cell is LSTM else states[0]
+            x = autocast(x)
+            if x.dim() not in (2, 3) or x.shape[-1] != self.input_size:
+                leading = "batch, steps" if self.batch_first else "steps, batch"
+                raise ValueError(
+                    f"x must have shape [{leading}, {self.input_size}], got {list(x.shape)}"
+                )
+            single = x.dim() == 2
+            if single:
+                x, states = x.unsqueeze(1), tuple(state.unsqueeze(1) for state in states)
+            elif self.batch_first:
+                x = x.transpose(0, 1)
+            y, *states_n = self._recur(x, states)
+            if single:
+                y, states_n = y.squeeze(1), [state.squeeze(1) for state in states_n]
+            elif self.batch_first:
+                y = y.transpose(0, 1)
+        return y, tuple(states_n) if self.cell is LSTM else states_n[0]
 
 
 class GSLSTM(_Stack):
-    """`torch.nn.LSTM` with compact weights, for inference on the CPU.
+    """`torch.nn.LSTM` with compact weights, on the CPU.
 
     It is called in the same way, packed sequences and all, and gives the same; there is no dropout between layers.
     Inputs other than float32 (float64 for float64 matrices) are converted, and outputs have the type of the input.
@@ -258,8 +269,8 @@ class GSLSTM(_Stack):
 
     Attributes
     ----------
-    matrices : dict of str to Matrix
-        By the names of torch's parameters, weight_ih_l0 and so on.
+    weight_ih_l0, weight_hh_l0, ... : CompactWeight
+    bias_ih_l0, ... : Parameter, or None
     """
 
     dense, cell = nn.LSTM, LSTM
@@ -268,14 +279,11 @@ class GSLSTM(_Stack):
         self, input: torch.Tensor | PackedSequence, hx: State | None = None
     ) -> tuple[torch.Tensor | PackedSequence, tuple[torch.Tensor, torch.Tensor]]:
         """Run the sequences; returns the output and (h_n, c_n), as `torch.nn.LSTM`."""
-        result: tuple[torch.Tensor | PackedSequence, tuple[torch.Tensor, torch.Tensor]] = (
-            self._call(self._sequence, input, hx)
-        )
-        return result
+        return self._sequence(input, hx)  # type: ignore[no-any-return]
 
 
 class GSGRU(_Stack):
-    """`torch.nn.GRU` with compact weights, for inference on the CPU: see `GSLSTM`."""
+    """`torch.nn.GRU` with compact weights, on the CPU: see `GSLSTM`."""
 
     dense, cell = nn.GRU, GRU
 
@@ -283,10 +291,7 @@ class GSGRU(_Stack):
         self, input: torch.Tensor | PackedSequence, hx: torch.Tensor | None = None
     ) -> tuple[torch.Tensor | PackedSequence, torch.Tensor]:
         """Run the sequences; returns the output and h_n, as `torch.nn.GRU`."""
-        result: tuple[torch.Tensor | PackedSequence, torch.Tensor] = self._call(
-            self._sequence, input, hx
-        )
-        return result
+        return self._sequence(input, hx)  # type: ignore[no-any-return]
 
 
 class _Cell(GSRecurrent):
@@ -309,17 +314,22 @@ class _Cell(GSRecurrent):
     def _dense(self) -> nn.Module:
         return self.dense(self.input_size, self.hidden_size, bias=self.bias)
 
-    def _step(self, x: torch.Tensor, hx: State | None) -> Any:
-        use_torch_threads()
-        function: Any = recurrent.lstm_cell if self.cell is LSTM else recurrent.gru_cell
-        state = function(self._array(x), self._state(hx), *self._arrays())
-        if isinstance(state, tuple):
-            return tuple(torch.from_numpy(part).to(x.dtype) for part in state)
-        return torch.from_numpy(state).to(x.dtype)
+    def _step(self, x: torch.Tensor, hx: State | None) -> tuple[torch.Tensor, ...]:
+        if x.dim() not in (1, 2) or x.shape[-1] != self.input_size:
+            raise ValueError(
+                f"x must have shape [batch, {self.input_size}] or [{self.input_size}], got {list(x.shape)}"
+            )
+        states = self._states(hx)
+        batched = x.dim() == 2
+        if not batched:
+            x, states = x.unsqueeze(0), tuple(state.unsqueeze(0) for state in states)
+        _, *after = self._recur(x.unsqueeze(0), [state.unsqueeze(0) for state in states])
+        after = [state.squeeze(0) for state in after]
+        return tuple(after) if batched else tuple(state.squeeze(0) for state in after)
 
 
 class GSLSTMCell(_Cell):
-    """`torch.nn.LSTMCell` with compact weights, for inference on the CPU: see `GSLSTM`."""
+    """`torch.nn.LSTMCell` with compact weights, on the CPU: see `GSLSTM`."""
 
     dense, cell = nn.LSTMCell, LSTM
 
@@ -327,19 +337,18 @@ class GSLSTMCell(_Cell):
         self, input: torch.Tensor, hx: State | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Do one step; returns (h, c), as `torch.nn.LSTMCell`."""
-        result: tuple[torch.Tensor, torch.Tensor] = self._call(self._step, input, hx)
-        return result
+        h, c = self._step(input, hx)
+        return h, c
 
 
 class GSGRUCell(_Cell):
-    """`torch.nn.GRUCell` with compact weights, for inference on the CPU: see `GSLSTM`."""
+    """`torch.nn.GRUCell` with compact weights, on the CPU: see `GSLSTM`."""
 
     dense, cell = nn.GRUCell, GRU
 
     def forward(self, input: torch.Tensor, hx: torch.Tensor | None = None) -> torch.Tensor:
         """Do one step; returns h, as `torch.nn.GRUCell`."""
-        result: torch.Tensor = self._call(self._step, input, hx)
-        return result
+        return self._step(input, hx)[0]
 
 
 def _names(layer: nn.Module) -> list[str]:

@@ -20,7 +20,8 @@ from gspattern.matrices import Matrix
 from gspattern.report import Conversion
 from gspattern.torch.convert import CONVERSION, CONVOLUTIONS, RECURRENT
 from gspattern.torch.fusing import fuse_calls, unfuse
-from gspattern.torch.modules import Compact, GSLinear, matrices, tensor_of
+from gspattern.torch.modules import Compact, GSLinear, matrices
+from gspattern.torch.operators import tensor_of
 from gspattern.torch.pruner import Patterns, Pruner
 from gspattern.torch.targets import Names, find_targets
 

@@ -1,0 +1,265 @@
+"""Operators of compact layers under compilers, exporters and gradients, held against torch's own dense layers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="the extra `torch` is not installed")
+
+from torch import nn  # noqa: E402
+from torch.nn import functional  # noqa: E402
+
+from gspattern.torch import (  # noqa: E402
+    GSGRU,
+    GSLSTM,
+    GSConv1d,
+    GSConv2d,
+    GSLinear,
+    convert,
+    operators,
+    prune_,
+)
+
+# What torch's exporters and compilers warn of themselves.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+# With short groups, another order of rows, blocks that stick out, packed positions.
+PATTERNS = ["gs(8,2)", "gs(4,1)+scatter", "block(4,4)", "2:4", "irregular"]
+ACTIVATIONS = {
+    "none": lambda z: z,
+    "relu": torch.relu,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "gelu": functional.gelu,
+    "silu": functional.silu,
+    "clamp": lambda z: z.clamp(-0.5, 0.75),
+}
+OPS = torch.ops.gspattern
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def pruned(layer, pattern="gs(8,2)"):
+    return prune_(layer, pattern, None if pattern == "2:4" else 0.5, include=["*"])
+
+
+def wide(*shape):
+    return torch.randn(shape, dtype=torch.float64, requires_grad=True)
+
+
+def trained(weight):
+    """Values that want a gradient, and the structure."""
+    return weight.values.requires_grad_(), weight.structure
+
+
+def limits(name):
+    return (name, -0.5, 0.75) if name == "clamp" else (name, 0.0, 0.0)
+
+
+def same_gradients(first, second, inputs):
+    """Two results of the same inputs, and their gradients for the same gradient of the result."""
+    torch.testing.assert_close(first, second)
+    grad = torch.randn_like(second)
+    for a, b in zip(*(torch.autograd.grad(y, inputs, grad) for y in (first, second)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+# ------------------------------------------------------------------- gradients
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_gradients_of_linear(pattern, activation):
+    layer = GSLinear.from_linear(pruned(nn.Linear(24, 14, dtype=torch.float64), pattern))
+    values, structure = trained(layer.weight)
+    x, bias, residual = wide(3, 24), wide(14), wide(3, 14)
+
+    def function(x, values, bias, residual):
+        how = limits(activation)
+        return operators.linear(x, values, structure, (14, 24), bias, residual, *how)
+
+    assert torch.autograd.gradcheck(function, (x, values, bias, residual))
+    weight = layer.to_dense().weight.detach()
+    dense = ACTIVATIONS[activation](functional.linear(x, weight, bias) + residual)
+    same_gradients(function(x, values, bias, residual), dense, (x, bias, residual))
+
+
+@pytest.mark.parametrize("shape", [(24,), (2, 3, 24), (0, 24)], ids=str)
+def test_gradients_of_inputs_of_all_shapes(shape):
+    layer = GSLinear.from_linear(pruned(nn.Linear(24, 14, dtype=torch.float64)))
+    x = wide(*shape)
+    same_gradients(layer(x), layer.to_dense()(x), (x,))
+
+
+CONVOLUTIONS = [
+    (nn.Conv1d, (8, 9), {"kernel_size": 4, "dilation": 2, "padding": "same"}),
+    (nn.Conv1d, (8, 9), {"kernel_size": 3, "stride": 2, "padding": 1, "padding_mode": "circular"}),
+    (nn.Conv2d, (8, 5, 4), {"kernel_size": (3, 2), "stride": (2, 1), "padding": (1, 0)}),
+    (nn.Conv2d, (8, 5, 4), {"kernel_size": 1, "padding": "valid"}),
+]
+
+
+@pytest.mark.parametrize("activation", ["none", "relu", "gelu"])
+@pytest.mark.parametrize(("kind", "shape", "options"), CONVOLUTIONS, ids=str)
+def test_gradients_of_convolutions(kind, shape, options, activation):
+    layer = kind(8, 6, dtype=torch.float64, **options)
+    compact = (GSConv1d if kind is nn.Conv1d else GSConv2d).from_conv(pruned(layer, "gs(4,2)"))
+    values, _ = trained(compact.weight)
+    compact.bias.requires_grad_()
+    x = wide(2, *shape)
+    residual = torch.randn_like(layer(x), requires_grad=True)
+
+    def function(x, values, bias, residual):
+        return compact(x, residual, activation)
+
+    inputs = x, values, compact.bias, residual
+    assert torch.autograd.gradcheck(function, inputs)
+    for given in (x, x.detach()[0].requires_grad_()):
+        exact = ACTIVATIONS[activation](compact.to_dense()(given))
+        same_gradients(compact(given, activation=activation), exact, (given,))
+
+
+def recurrent_layer(kind, bidirectional=False, layers=2):
+    layer = kind(6, 4, layers, bidirectional=bidirectional, dtype=torch.float64)
+    layer = (GSLSTM if kind is nn.LSTM else GSGRU).from_module(pruned(layer, "gs(2,1)"))
+    return layer.requires_grad_()
+
+
+def recurrent_arguments(layer, kind, packed):
+    weights = [getattr(layer, name) for name in layer._weights]
+    values, structures = [w.values for w in weights], [w.structure for w in weights]
+    biases = [getattr(layer, name) for name in layer._biases]
+    x, sequences = (wide(6, 6), 3) if packed else (wide(3, 2, 6), 2)
+    states = [wide(len(weights) // 2, sequences, 4) for _ in range(2 if kind is nn.LSTM else 1)]
+    h, c = (*states, None)[:2]
+    sizes = torch.tensor([3, 2, 1]) if packed else None
+    cell = "lstm" if kind is nn.LSTM else "gru"
+    return x, values, structures, biases, h, c, sizes, cell, 4, layer.bidirectional
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_gradients_of_recurrent_layers(kind, bidirectional, packed):
+    layer = recurrent_layer(kind, bidirectional)
+    x, values, structures, biases, h, c, *how = recurrent_arguments(layer, kind, packed)
+
+    def function(x, h, c, *parameters):
+        own = parameters[: len(values)], structures, parameters[len(values) :]
+        return operators.recur(x, *own, h, c, *how)[: 3 if kind is nn.LSTM else 2]
+
+    assert torch.autograd.gradcheck(function, (x, h, c, *values, *biases), fast_mode=True)
+    torch.library.opcheck(OPS.recurrent.default, (x, values, structures, biases, h, c, *how))
+
+
+# --------------------------------------------------------------- what torch checks
+
+
+@pytest.mark.parametrize("activation", ["none", "clamp", "silu"])
+def test_operators_are_what_torch_expects(activation):
+    how = limits(activation)
+    layer = GSLinear.from_linear(pruned(nn.Linear(24, 14, dtype=torch.float64)))
+    values, structure = trained(layer.weight)
+    arguments = wide(3, 24), values, structure, (14, 24), wide(14), wide(3, 14), *how
+    torch.library.opcheck(OPS.linear.default, arguments)
+    layer = GSConv2d.from_conv(pruned(nn.Conv2d(8, 6, 3, dtype=torch.float64), "gs(4,2)"))
+    values, structure = trained(layer.weight)
+    x = wide(2, 8, 5, 5)
+    for given in (x, x.detach().contiguous(memory_format=torch.channels_last), x.detach()[0]):
+        shapes = (6, 8, 3, 3), (2, 1), (1, 1), (1, 2)
+        arguments = given, values, structure, *shapes, wide(6), None, *how
+        torch.library.opcheck(OPS.convolve.default, arguments)
+
+
+def test_operators_of_backward_passes_are_what_torch_expects():
+    layer = GSLinear.from_linear(pruned(nn.Linear(24, 14, dtype=torch.float64)))
+    values, structure = layer.weight.values, layer.weight.structure
+    torch.library.opcheck(OPS.dense.default, (values, structure, (14, 24)))
+    torch.library.opcheck(OPS.kept.default, (wide(14, 24).detach(), values, structure))
+    for kind in (nn.LSTM, nn.GRU):
+        layer = recurrent_layer(kind).requires_grad_(False)
+        x, values, structures, biases, h, c, *how = recurrent_arguments(layer, kind, False)
+        x, h, c = (None if t is None else t.detach() for t in (x, h, c))
+        x = x.transpose(0, 1).contiguous().transpose(0, 1)  # as of a layer with batch_first
+        grads = torch.ones(3, 2, 4).double(), h.clone(), h.new_empty(0) if c is None else c.clone()
+        arguments = *grads, x, values, structures, biases, h, c, *how
+        torch.library.opcheck(OPS.recurrent_backward.default, arguments)
+
+
+# -------------------------------------------------------------- compilers, exporters
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(6, 16, 3, padding="same")
+        self.norm = nn.BatchNorm1d(16)
+        self.lstm = nn.LSTM(16, 16, batch_first=True, bidirectional=True)
+        self.cell = nn.GRUCell(32, 16)
+        self.one = nn.Linear(16, 16)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.conv(x))).transpose(1, 2)
+        x, _ = self.lstm(x)
+        return self.head(torch.relu(self.one(self.cell(x[:, -1]))))
+
+
+def fast_net():
+    model = prune_(Net().eval(), "gs(4,4)", 0.7, include=["conv", "lstm", "cell", "one"])
+    return convert(model, keep_dense=False)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_models_compile_as_one_graph(backend):
+    model = fast_net()
+    x = torch.randn(3, 6, 10)
+    expected = model(x)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend=backend, fullgraph=True, dynamic=True)
+    with torch.no_grad():
+        for batch in (x, torch.cat([x, x])):
+            torch.testing.assert_close(compiled(batch), model(batch))
+    model.requires_grad_()
+    gradients = []
+    for run in (model, compiled):
+        y = run(x)
+        torch.testing.assert_close(y, expected)
+        gradients.append(torch.autograd.grad(y.square().sum(), list(model.parameters())))
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_exported_programs_hold_all_they_need(strict, tmp_path):
+    model = fast_net()
+    x = torch.randn(3, 6, 10)
+    sizes = ({0: torch.export.Dim("batch", min=2), 2: torch.export.Dim("steps", min=3)},)
+    program = torch.export.export(model, (x,), dynamic_shapes=sizes, strict=strict)
+    torch.export.save(program, tmp_path / "net.pt2")
+    more = torch.randn(5, 6, 12)
+    torch.save((x, more, model(x).detach(), model(more).detach()), tmp_path / "examples.pt")
+    script = (
+        "import sys, torch, gspattern.torch\n"
+        "model = torch.export.load(sys.argv[1]).module()\n"
+        "x, more, y, other = torch.load(sys.argv[2])\n"
+        "with torch.no_grad():\n"
+        "    assert torch.equal(model(x), y)\n"
+        "    assert torch.equal(model(more), other)\n"
+    )
+    files = [str(tmp_path / name) for name in ("net.pt2", "examples.pt")]
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script, *files], check=True)
+
+
+def test_traced_models_call_the_operators(tmp_path):
+    model = fast_net()
+    traced = torch.jit.trace(model, (torch.randn(3, 6, 10),))
+    torch.jit.save(traced, tmp_path / "net.pt")
+    x = torch.randn(4, 6, 10)
+    assert torch.equal(torch.jit.load(tmp_path / "net.pt")(x), model(x))
