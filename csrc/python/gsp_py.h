@@ -41,6 +41,9 @@ PyObject *gsp_py_raise(PyObject *module, gsp_status status, const char *detail);
  * native byte order, or NULL with an error that names `name` and what is wrong. A borrowed
  * reference: the caller's argument keeps it alive, and must do so until the GIL is held again. */
 PyArrayObject *gsp_py_array(PyObject *object, int typenum, int ndim, const char *name);
+/* The same in *array, NULL for None; returns -1 with an error. */
+int gsp_py_optional(PyObject *object, int typenum, int ndim, const char *name,
+                    PyArrayObject **array);
 /* The same, writeable. */
 PyArrayObject *gsp_py_output(PyObject *object, int typenum, int ndim, const char *name);
 /* A new array, not initialized, whose data begin at a multiple of 64 bytes, or NULL with an error. */

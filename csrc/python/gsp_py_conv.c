@@ -13,14 +13,6 @@ static int64_t channels_of(PyArrayObject *array, int channels_last) {
     return PyArray_DIM(array, channels_last ? 3 : 1);
 }
 
-static int optional(PyObject *object, int typenum, int ndim, const char *name,
-                    PyArrayObject **array) {
-    *array = NULL;
-    if (object == Py_None) return 0;
-    *array = gsp_py_array(object, typenum, ndim, name);
-    return *array == NULL ? -1 : 0;
-}
-
 static PyObject *mismatch(const char *what) {
     PyErr_Format(PyExc_ValueError, "convolve: %s does not fit", what);
     return NULL;
@@ -49,11 +41,11 @@ static PyObject *convolve(PyObject *module, PyObject *args) {
     PyArrayObject *x = gsp_py_array(of[1], plan.typenum, 4, "input");
     if (x == NULL) return NULL;
     PyArrayObject *y = gsp_py_output(of[2], plan.typenum, 4, "out");
-    if (y == NULL || optional(of[3], plan.typenum, 1, "bias", &bias) < 0 ||
+    if (y == NULL || gsp_py_optional(of[3], plan.typenum, 1, "bias", &bias) < 0 ||
         gsp_py_activation(of[4], &epilogue) < 0 ||
-        optional(of[5], plan.typenum, 4, "residual", &residual) < 0 ||
-        optional(of[6], NPY_INT64, 1, "lengths", &x_cols) < 0 ||
-        optional(of[7], NPY_INT64, 1, "lengths of y", &y_cols) < 0)
+        gsp_py_optional(of[5], plan.typenum, 4, "residual", &residual) < 0 ||
+        gsp_py_optional(of[6], NPY_INT64, 1, "lengths", &x_cols) < 0 ||
+        gsp_py_optional(of[7], NPY_INT64, 1, "lengths of y", &y_cols) < 0)
         return NULL;
     c.images = PyArray_DIM(x, 0);
     c.channels = channels_of(x, last[0]);

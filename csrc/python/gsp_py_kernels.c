@@ -156,15 +156,6 @@ static PyObject *try_multiply(PyObject *object, PyObject *argument) {
     return multiply(object, argument);
 }
 
-/* An optional array of rows elements, or of y's shape: NULL for None, -1 with an error. */
-static int optional(const plan_object *self, PyObject *object, int ndim, const char *name,
-                    PyArrayObject **array) {
-    *array = NULL;
-    if (object == Py_None) return 0;
-    *array = gsp_py_array(object, self->typenum, ndim, name);
-    return *array == NULL ? -1 : 0;
-}
-
 static int check_like_y(PyArrayObject *array, PyArrayObject *x, int64_t rows, const char *name) {
     const int ndim = PyArray_NDIM(x);
     int right = PyArray_NDIM(array) == ndim && PyArray_DIM(array, ndim - 1) == rows;
@@ -213,8 +204,8 @@ static PyObject *linear(PyObject *object, PyObject *const *args, Py_ssize_t coun
         return NULL;
     gsp_epilogue epilogue = {0};
     if (gsp_py_activation(args[2], &epilogue) < 0) return NULL;
-    if (optional(self, args[1], 1, "bias", &bias) < 0 ||
-        optional(self, args[3], -1, "residual", &residual) < 0)
+    if (gsp_py_optional(args[1], self->typenum, 1, "bias", &bias) < 0 ||
+        gsp_py_optional(args[3], self->typenum, -1, "residual", &residual) < 0)
         return NULL;
     if (bias && check_size(PyArray_DIM(bias, 0), self->rows, "bias", "elements") < 0) return NULL;
     if (residual && check_like_y(residual, x, self->rows, "residual") < 0) return NULL;

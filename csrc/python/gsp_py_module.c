@@ -65,6 +65,14 @@ PyArrayObject *gsp_py_array(PyObject *object, int typenum, int ndim, const char 
     return array;
 }
 
+int gsp_py_optional(PyObject *object, int typenum, int ndim, const char *name,
+                    PyArrayObject **array) {
+    *array = NULL;
+    if (object == Py_None) return 0;
+    *array = gsp_py_array(object, typenum, ndim, name);
+    return *array == NULL ? -1 : 0;
+}
+
 PyArrayObject *gsp_py_output(PyObject *object, int typenum, int ndim, const char *name) {
     /* First: a view that NumPy made read-only often has odd strides as well, and a copy of it is no remedy. */
     if (PyArray_Check(object) && !PyArray_ISWRITEABLE((PyArrayObject *)object)) {

@@ -42,20 +42,19 @@ static gsp_status run(gsp_py_spare *spare, const gsp_recurrent *recurrent,
 
 /* --------------------------------------------------------------- arguments */
 
-/* An optional array of this shape: NULL for None, -1 with an error. */
-static int optional(PyObject *object, int typenum, int ndim, const npy_intp *shape,
-                    const char *name, const void **data) {
+/* The data of an optional array of this shape: NULL for None, -1 with an error. */
+static int data_of(PyObject *object, int typenum, int ndim, const npy_intp *shape, const char *name,
+                   const void **data) {
+    PyArrayObject *array;
     *data = NULL;
-    if (object == Py_None) return 0;
-    PyArrayObject *array = gsp_py_array(object, typenum, ndim, name);
-    if (array == NULL) return -1;
-    for (int i = 0; i < ndim; i++)
+    if (gsp_py_optional(object, typenum, ndim, name, &array) < 0) return -1;
+    for (int i = 0; array != NULL && i < ndim; i++)
         if (PyArray_DIM(array, i) != shape[i]) {
             PyErr_Format(PyExc_ValueError, "dimension %d of %s must be %zd, got %zd", i, name,
                          (Py_ssize_t)shape[i], (Py_ssize_t)PyArray_DIM(array, i));
             return -1;
         }
-    *data = PyArray_DATA(array);
+    if (array != NULL) *data = PyArray_DATA(array);
     return 0;
 }
 
@@ -82,7 +81,7 @@ static int parse_weights(PyObject *module, PyObject *plans, PyObject *biases,
         if (i == 0) *first = view;
         const npy_intp rows = (npy_intp)view.rows;
         const void *bias;
-        if (optional(PyTuple_GET_ITEM(biases, i), first->typenum, 1, &rows, "a bias", &bias) < 0)
+        if (data_of(PyTuple_GET_ITEM(biases, i), first->typenum, 1, &rows, "a bias", &bias) < 0)
             return -1;
         gsp_recurrent_layer *layer = &weights[i / 2];
         *(i % 2 == 0 ? &layer->input : &layer->hidden) = view.plan;
@@ -143,8 +142,8 @@ static PyObject *recurrent(PyObject *module, PyObject *const *args, Py_ssize_t c
     if (gsp_py_plan(module, PyTuple_GET_ITEM(args[2], 1), &hidden) < 0) return NULL;
     const npy_intp state_shape[] = {(npy_intp)(of.layers * directions), (npy_intp)sequences.batch,
                                     (npy_intp)hidden.cols};
-    if (optional(args[6], first.typenum, 3, state_shape, "h0", &sequences.h0) < 0 ||
-        optional(args[7], first.typenum, 3, state_shape, "c0", &sequences.c0) < 0)
+    if (data_of(args[6], first.typenum, 3, state_shape, "h0", &sequences.h0) < 0 ||
+        data_of(args[7], first.typenum, 3, state_shape, "c0", &sequences.c0) < 0)
         return NULL;
 
     const int ndim = PyArray_NDIM(x);
