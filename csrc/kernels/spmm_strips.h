@@ -138,6 +138,26 @@ static bool out_is_aligned(const gspi_out *out) {
     return aligned;
 }
 
+/* The residual lies as y does, two lines of a row side by side: no CPU sees which will be next. So what some strips will
+ * add is fetched while those before them multiply. */
+#define GSPI_TURN_STRIPS 4
+
+static const gspi_strip *turn_end(const gspi_strip *strip, const gspi_strip *stop) {
+    return stop - strip > GSPI_TURN_STRIPS ? strip + GSPI_TURN_STRIPS : stop;
+}
+
+static void fetch_residual(const gspi_out *out, const gspi_strip *strip, const gspi_strip *end,
+                           int shift) {
+    for (; strip < end; strip++)
+        for (int r = 0; r < GSPI_STRIP_ROWS; r++) {
+            const int64_t row = out->first + (strip->rows[r] >> shift);
+            if (row >= out->rows) continue;
+            for (int i = 0; i < out->targets; i += GSPI_VECTOR_FLOATS / V_LANES)
+                __builtin_prefetch(
+                    beside(out->epilogue.residual, row * out->row_step + out->target[i].at));
+        }
+}
+
 /* add[i] is for tiles of i + 1 vectors of 64 bytes. */
 static void spmm_strips(const gsp_plan *plan, const gspi_product *product, int64_t first,
                         int64_t last, gspi_strips *const add[GSPI_TILE_VECTORS]) {
@@ -154,6 +174,7 @@ static void spmm_strips(const gsp_plan *plan, const gspi_product *product, int64
     const bool along = conv != NULL ? conv->y.col_step == 1 : product->y_sample == 1;
     const bool clamps = out_clamps(&out);
     const int64_t most = plan->x_stride / 64;
+    const int shift = __builtin_ctz(plan->x_stride);
     const int64_t unit_bytes = GSPI_UNIT_ROWS * (int64_t)plan->x_stride;
     const bool lines = along && !out.halves && out_begins_lines(&out, conv);
     const bool streams = lines && out_is_long(&out, conv, product->samples);
@@ -181,10 +202,19 @@ static void spmm_strips(const gsp_plan *plan, const gspi_product *product, int64
                 else conv_fill(plan, product, &runs, block, tile, s.registers);
                 for (int64_t unit = begin; unit < end; unit++) {
                     const uint64_t *start = plan->start + unit * plan->blocks + block;
+                    const gspi_strip *strip = plan->strips + start[0], *const stop =
+                                                                           plan->strips + start[1];
+                    const gspi_out *into = direct && block == plan->blocks - 1 ? &out : NULL;
+                    const bool fetches = into != NULL && out.epilogue.residual != NULL;
                     out.first = unit * GSPI_UNIT_ROWS;
-                    add[to - from - 1](plan, plan->strips + start[0], plan->strips + start[1], tile,
-                                       panel + (unit - begin) * unit_bytes, block == 0,
-                                       direct && block == plan->blocks - 1 ? &out : NULL);
+                    if (fetches) fetch_residual(&out, strip, turn_end(strip, stop), shift);
+                    do {
+                        const gspi_strip *next = fetches ? turn_end(strip, stop) : stop;
+                        if (fetches) fetch_residual(&out, next, turn_end(next, stop), shift);
+                        add[to - from - 1](plan, strip, next, tile,
+                                           panel + (unit - begin) * unit_bytes, block == 0, into);
+                        strip = next;
+                    } while (strip < stop);
                 }
             }
             if (direct) continue;
