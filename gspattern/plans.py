@@ -292,7 +292,7 @@ def plan_for(matrix: Matrix, n: int = 1, x: npt.DTypeLike | None = None) -> Plan
     if plan is None:
         _read_threads()
         number = _NARROW_NUMBERS.get(dtype, -1)
-        plan = _core.plan(matrix.core(), backend(), min(n, 2**31), number)
+        plan = _core.plan(matrix.core(), backend(), min(n, 2**31), number, dtype.num)
         matrix._plans[key] = plan
     return plan
 
@@ -336,8 +336,15 @@ def _dtype_of(matrix: Matrix, x: object = None) -> np.dtype[Any]:
 
 
 def _bits(array: Array | None, dtype: np.dtype[Any]) -> Any:
-    """What the core takes: uint16 for bfloat16, which NumPy does not have."""
+    """What convolutions of the core take: uint16 for bfloat16, which NumPy does not have."""
     return array.view(np.uint16) if array is not None and dtype == _BFLOAT16 else array
+
+
+def _plan_at_hand(matrix: Matrix) -> Plan | None:
+    """The plan that most calls want, if it is there: for one sample, and for bfloat16 if there is none for floats."""
+    chosen = _chosen.get()
+    plan: Plan | None = matrix._plans.get(chosen) or matrix._plans.get((chosen, _BFLOAT16))
+    return plan
 
 
 def multiply(matrix: Matrix, x: npt.ArrayLike) -> Array:
@@ -374,7 +381,7 @@ def multiply(matrix: Matrix, x: npt.ArrayLike) -> Array:
     quantization does elsewhere), and adds whole numbers exactly. ``matrix.astype("float32")`` multiplies the
     same weights with an unrounded x.
     """
-    plan: Plan | None = matrix._plans.get(_chosen.get())
+    plan = _plan_at_hand(matrix)
     if plan is not None:
         done = plan.try_multiply(x)  # the way of most calls, kept short
         if done is not None:
@@ -391,10 +398,10 @@ def multiply(matrix: Matrix, x: npt.ArrayLike) -> Array:
         samples = 1 if array.ndim == 1 else array.shape[1]
         plan = plan_for(matrix, max(1, samples), dtype if dtype == _BFLOAT16 else None)
         if array.ndim == 1 or (array.flags.c_contiguous and plan.strided):
-            y = plan.multiply(_bits(np.ascontiguousarray(array), dtype))
+            y = plan.multiply(np.ascontiguousarray(array))
         else:
-            y = plan.linear(_bits(np.ascontiguousarray(array.T), dtype), None, 0, None, None).T
-        return y.view(dtype)
+            y = plan.linear(np.ascontiguousarray(array.T), None, 0, None, None).T
+        return y
     if array.ndim == 1:
         return plan_for(matrix).multiply(np.ascontiguousarray(array))
     if array.flags.f_contiguous:
@@ -420,23 +427,6 @@ def _activation_number(activation: Activation) -> int | tuple[int, float, float]
     raise ValueError(
         f"activation must be one of {', '.join(ACTIVATIONS)} or ('clamp', low, high), got {activation!r}"
     )
-
-
-def _linear_bfloat16(
-    plan: Plan,
-    x: Array,
-    bias: Array | None,
-    number: int | tuple[int, float, float],
-    residual: Array | None,
-    out: Array | None,
-) -> Array:
-    if out is not None and getattr(out, "dtype", None) != _BFLOAT16:
-        raise TypeError(f"out must have dtype bfloat16, got {getattr(out, 'dtype', type(out))}")
-    if out is not None and not out.flags.c_contiguous:
-        raise ValueError("out must be C-contiguous")
-    x, bias, residual, room = (_bits(array, _BFLOAT16) for array in (x, bias, residual, out))
-    y = plan.linear(x, bias, number, residual, room)
-    return y.view(_BFLOAT16) if out is None else out
 
 
 def linear(
@@ -483,7 +473,7 @@ def linear(
     of its own sample that do not use it, and makes NaN of all of them in a product with an int8 matrix.
     """
     number = _activation_number(activation)
-    plan: Plan | None = matrix._plans.get(_chosen.get())
+    plan = _plan_at_hand(matrix)
     if plan is not None:
         done = plan.try_linear(x, bias, number, residual, out)  # the way of most calls, kept short
         if done is not None:
@@ -501,8 +491,6 @@ def linear(
     if residual is not None:
         residual = np.ascontiguousarray(_operand(residual, dtype, "residual"))
     samples = math.prod(array.shape[:-1])
-    if dtype == _BFLOAT16:
-        plan = plan_for(matrix, max(1, samples), dtype)
-        return _linear_bfloat16(plan, array, bias, number, residual, out)
-    plan = plan_for_samples(matrix, samples)
+    half = dtype == _BFLOAT16
+    plan = plan_for(matrix, max(1, samples), dtype) if half else plan_for_samples(matrix, samples)
     return plan.linear(array, bias, number, residual, out)

@@ -54,13 +54,13 @@ GSPI_VECTOR gspi_v v_tanh(gspi_v x) {
 }
 
 /* x Phi(x), where Phi(-t) = e^(-t^2/2) M(t) for t >= 0 and M is a polynomial in (t - 3) / (t + 3). The rounding of t^2
- * would be felt in its exponential: it is made up for. */
+ * would be felt in its exponential: it is made up for. Far out Phi is 0, and gelu(-inf) NaN, as torch has it; so is
+ * silu(-inf). */
 GSPI_VECTOR gspi_v v_gelu(gspi_v x) {
     static const float c[] = {0x1.f1b89cp-4f,  -0x1.a6b66ap-3f, 0x1.f8baccp-4f,   -0x1.7a9456p-5f,
                               0x1.91df6p-8f,   0x1.7cb36ap-9f,  -0x1.01d58cp-10f, -0x1.63a536p-12f,
                               0x1.e2f226p-14f, 0x1.be5ccep-15f};
     const gspi_v one = v_set1(1.0f), half = v_set1(0.5f), three = v_set1(3.0f);
-    x = v_max(v_set1(-15.0f), x);
     const gspi_v t = v_min(v_set1(15.0f), v_abs(x)), square = v_mul(t, t);
     const gspi_v lost = v_fms(t, t, square);
     const gspi_v e = v_exp(v_mul(v_set1(-0.5f), square));
@@ -76,7 +76,7 @@ GSPI_VECTOR gspi_v v_activate(gspi_v x, const gsp_epilogue *epilogue) {
     case GSP_SIGMOID: return v_sigmoid(x);
     case GSP_TANH: return v_tanh(x);
     case GSP_GELU: return v_gelu(x);
-    case GSP_SILU: x = v_max(v_set1(-200.0f), x); return v_mul(x, v_sigmoid(x));
+    case GSP_SILU: return v_mul(x, v_sigmoid(x));
     case GSP_CLAMP:
         return v_min(v_set1((float)epilogue->high), v_max(v_set1((float)epilogue->low), x));
     }

@@ -32,8 +32,9 @@ static PyObject *create(PyObject *module, PyObject *args) {
     gsp_backend backend;
     gsp_matrix matrix;
     gsp_lengths given, right;
-    int operand = -1;
-    if (!PyArg_ParseTuple(args, "O!UL|i:plan", &PyTuple_Type, &core, &name, &n, &operand))
+    int operand = -1, typenum = -1;
+    if (!PyArg_ParseTuple(args, "O!UL|ii:plan", &PyTuple_Type, &core, &name, &n, &operand,
+                          &typenum))
         return NULL;
     if (backend_of(name, &backend) < 0 || gsp_py_matrix(core, &matrix, &given) < 0) return NULL;
     gsp_status status = gsp_sizes(&matrix, &right);
@@ -43,6 +44,16 @@ static PyObject *create(PyObject *module, PyObject *args) {
 
     const gsp_dtype wide = matrix.dtype == GSP_FLOAT64 ? GSP_FLOAT64 : GSP_FLOAT32;
     const gsp_dtype x = operand < 0 ? wide : (gsp_dtype)operand;
+    if (x == GSP_BFLOAT16) {
+        PyArray_Descr *descr = PyArray_DescrFromType(typenum);
+        const bool right = descr != NULL && PyDataType_ELSIZE(descr) == sizeof(uint16_t);
+        Py_XDECREF(descr);
+        if (PyErr_Occurred()) return NULL;
+        if (!right) {
+            PyErr_Format(PyExc_ValueError, "typenum must be that of bfloat16, got %d", typenum);
+            return NULL;
+        }
+    }
     const gsp_py_state *state = gsp_py_state_of(module);
     plan_object *made = PyObject_New(plan_object, (PyTypeObject *)state->plan_type);
     if (made == NULL) return NULL;
@@ -51,7 +62,7 @@ static PyObject *create(PyObject *module, PyObject *args) {
                           .rows = matrix.rows,
                           .cols = matrix.cols,
                           .typenum = x == GSP_FLOAT64    ? NPY_FLOAT64
-                                     : x == GSP_BFLOAT16 ? NPY_UINT16
+                                     : x == GSP_BFLOAT16 ? typenum
                                                          : NPY_FLOAT32};
     Py_BEGIN_ALLOW_THREADS
     status = gsp_plan_create_for(state->context, &matrix, backend, n, x, &made->plan);
@@ -370,10 +381,10 @@ PyMethodDef gsp_py_kernels_methods[] = {
     {"backends", backends, METH_NOARGS,
      "Names of the backends that this CPU and this build run, best first."},
     {"plan", create, METH_VARARGS,
-     "plan(core, backend, n, x=-1) -> Plan; core is what Matrix.core() gives, x the number of the "
-     "dtype that x is\n"
-     "multiplied in: bfloat16 (passed as uint16) for a bfloat16 matrix, int8 (float32, and "
-     "rounded) for an int8 one,\n"
-     "else float64 or float32."},
+     "plan(core, backend, n, x=-1, typenum=-1) -> Plan; core is what Matrix.core() gives, x the "
+     "number of the dtype that\n"
+     "x is multiplied in: bfloat16 for a bfloat16 matrix, whose typenum NumPy does not know, int8 "
+     "(float32, and\n"
+     "rounded) for an int8 one, else float64 or float32."},
     {NULL, NULL, 0, NULL},
 };
