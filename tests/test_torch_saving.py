@@ -260,3 +260,36 @@ def test_masks_of_other_tools():
     csr = fast.one.matrix.to_csr()
     assert np.array_equal(csr.toarray(), expected["one.weight"].numpy())
     assert absorb_masks(model) == []
+
+
+def test_a_tensor_of_two_names_is_stored_once_and_stays_one(tmp_path):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.middle, self.out = (
+                nn.Embedding(40, 32),
+                nn.Linear(32, 32),
+                nn.Linear(32, 40, bias=False),
+            )
+            self.out.weight = self.words.weight
+
+        def forward(self, x):
+            return self.out(self.middle(self.words(x)))
+
+    torch.manual_seed(0)
+    model = Tied()
+    prune_(model, "gs(8,8)", 0.5, include=["middle.weight"])
+    fast = convert(model, keep_dense=False)
+    save(fast, tmp_path / "tied.safetensors")
+    assert set(gs.load_file(tmp_path / "tied.safetensors")) == {
+        "words.weight",
+        "middle.weight",
+        "middle.bias",
+    }
+    with torch.device("meta"):
+        empty = Tied()
+    loaded = load(tmp_path / "tied.safetensors", empty)
+    assert loaded.out.weight is loaded.words.weight
+    x = torch.arange(40)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), fast(x))

@@ -13,12 +13,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save_model
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -274,9 +275,9 @@ class _Run:
         self.state = None
 
     def _save_dense(self) -> None:
-        state = get_model_state_dict(self.model, options=WHOLE)
+        plain = self._plain()
         if self.processes.first:
-            _replace(self.options.out / "dense.safetensors", lambda path: save_file(state, path))
+            _replace(self.options.out / "dense.safetensors", partial(save_model, plain))
 
     def _plain(self) -> nn.Module:
         """The model on the CPU as `build` makes it, with the masks of its layers."""

@@ -63,6 +63,7 @@ class Options:
         Literal["ddp", "fsdp"], Option(help="How processes of torchrun share the model.")
     ] = "ddp"
     threads: Annotated[int, Option(help="Of the CPU; 0 takes one per core.")] = 0
+    seconds: Annotated[float, Option(help="Time the networks for that long in the end.")] = 20
     resume: Annotated[
         bool, Option("--resume", help="Go on where the run in --out was, or begin it.")
     ] = False
@@ -72,7 +73,7 @@ class Options:
     ] = False
 
     # Flags that may differ when a run goes on: they change nothing of its result.
-    FREE: ClassVar = ("out", "resume", "save_minutes", "tensorboard")
+    FREE: ClassVar = ("out", "seconds", "resume", "save_minutes", "tensorboard")
 
     @property
     def cores(self) -> int:

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,7 +30,7 @@ from gspattern.bench.timing import alternate
 from gspattern.torch import convert, load, save
 
 VERSION = 1  # of result.json
-ROUNDS, SECONDS = 200, 20.0  # of timing, at most
+ROUNDS = 200  # of timing, at most
 
 Times = dict[str, dict[str, float]]
 Given = TypeVar("Given", bound=Options)
@@ -82,9 +81,7 @@ def finish(task: Task, trained: Trained) -> dict[str, Any]:
         )
         files["compact"] = options.out / "compact.safetensors"
         save(fast, files["compact"])
-        calls[options.pattern] = partial(
-            fast, *(example if isinstance(example, tuple) else (example,))
-        )
+        calls[options.pattern] = task.call(fast)
         layers = [asdict(row) for row in trained.report]
         sparsity = trained.report.sparsity
     tallies = {name: evaluate(task, model) for name, model in tqdm(models.items(), desc="scoring")}
@@ -99,11 +96,14 @@ def finish(task: Task, trained: Trained) -> dict[str, Any]:
         "sparsity": sparsity,
         "seed": options.seed,
         "metric": task.metric,
-        "scores": {name: task.metrics(tally) for name, tally in tallies.items()},
+        "scores": {
+            name: task.metrics(tally) | task.figures(models[name])
+            for name, tally in tallies.items()
+        },
         "tallies": {name: _lists(tally) for name, tally in tallies.items()},
         "bytes": {name: file.stat().st_size for name, file in files.items()},
         "peak_memory": memory,
-        "latency": latencies(calls),
+        "latency": latencies(calls, options.seconds),
         "threads": options.cores,
         "training_seconds": trained.seconds,
         "layers": layers,
@@ -124,9 +124,9 @@ def report_file(task: Task, file: Path) -> None:
     gs.set_num_threads(task.options.cores)
     model = _loaded(task.build, file)
     example = task.example()
-    arguments = example if isinstance(example, tuple) else (example,)
-    times = latencies({"": partial(model, *arguments)})[""]
-    figures = {name: f"{value:.4f}" for name, value in task.metrics(evaluate(task, model)).items()}
+    times = latencies({"": task.call(model)}, task.options.seconds)[""]
+    scores = task.metrics(evaluate(task, model)) | task.figures(model)
+    figures = {name: f"{value:.4f}" for name, value in scores.items()}
     figures |= {
         "bytes": f"{file.stat().st_size:,}",
         "ms for one sample, median": f"{1e3 * times['median']:.3f}",
@@ -140,10 +140,10 @@ def report_file(task: Task, file: Path) -> None:
     Console().print(table)
 
 
-def latencies(calls: Mapping[str, Callable[[], Any]]) -> Times:
+def latencies(calls: Mapping[str, Callable[[], Any]], seconds: float) -> Times:
     """Seconds of single calls that take turns: {name: {"best", "median", "p99"}}."""
     with torch.inference_mode():
-        times = alternate(calls, rounds=ROUNDS, seconds=SECONDS, turn=0)
+        times = alternate(calls, rounds=ROUNDS, seconds=seconds, turn=0)
     return {
         name: {
             "best": min(each),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, load_model
 from torch import nn
 
 from examples.common.options import Options
@@ -45,8 +46,11 @@ class Task(ABC):
         """The model as training begins: from the seed, or from --weights."""
         torch.manual_seed(self.options.seed)
         model = self.build()
-        if self.options.weights is not None:
-            model.load_state_dict(read_weights(self.options.weights))
+        weights = self.options.weights
+        if weights is not None and weights.suffix == ".safetensors":
+            load_model(model, weights)
+        elif weights is not None:
+            model.load_state_dict(read_weights(weights))
         return model
 
     def blocks(self, model: nn.Module) -> Iterable[nn.Module]:
@@ -93,11 +97,18 @@ class Task(ABC):
     def example(self) -> Any:
         """What the model is called with for one sample: a tensor, or a tuple of arguments."""
 
-    def dense_forms(self, model: nn.Module) -> dict[str, Callable[[], Any]]:
-        """Calls of the dense model for one sample by their names, each a way in which torch may be fastest."""
+    def call(self, model: nn.Module) -> Callable[[], Any]:
+        """What is timed: the whole answer for one sample."""
         example = self.example()
-        arguments = example if isinstance(example, tuple) else (example,)
-        return {"dense": lambda: model(*arguments)}
+        return partial(model, *(example if isinstance(example, tuple) else (example,)))
+
+    def dense_forms(self, model: nn.Module) -> dict[str, Callable[[], Any]]:
+        """`call` of the dense model by names, each a way in which torch may be fastest."""
+        return {"dense": self.call(model)}
+
+    def figures(self, model: nn.Module) -> dict[str, float]:
+        """Scores that take too long to be computed after every epoch, by name."""
+        return {}
 
 
 def read_weights(path: Path) -> Mapping[str, torch.Tensor]:

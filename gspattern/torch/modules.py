@@ -238,19 +238,31 @@ class GSLinear(OneMatrix):
 def matrices(model: nn.Module) -> dict[str, Matrix | npt.NDArray[Any]]:
     """All parameters and buffers of a converted model, by the names that they had before it was converted.
 
-    Compact layers give a `Matrix`, everything else is a plain array: what `gspattern.save_file` takes.
+    Compact layers give a `Matrix`, everything else is a plain array: what `gspattern.save_file` takes. A tensor of
+    several names, such as an embedding that encoder and decoder share, is there once, under the first.
     """
     compact = {
         name: module.matrix
         for name, module in model.named_modules(remove_duplicate=False)
         if isinstance(module, CompactWeight)
     }
+    values = model.state_dict()
     plain = {
-        name: array_of(value)
-        for name, value in model.state_dict().items()
-        if isinstance(value, torch.Tensor) and name.rpartition(".")[0] not in compact
+        name: array_of(values[name])
+        for name, first in first_names(model).items()
+        if name == first and name.rpartition(".")[0] not in compact
     }
     return {**compact, **plain}
+
+
+def first_names(model: nn.Module) -> dict[str, str]:
+    """Of every tensor in the state_dict its first name: that of another one if several modules share it."""
+    first: dict[int, str] = {}
+    return {
+        name: first.setdefault(id(value), name)
+        for name, value in model.state_dict(keep_vars=True).items()
+        if isinstance(value, torch.Tensor)
+    }
 
 
 # ------------------------------------------------------------------ what layers share

@@ -20,7 +20,7 @@ from gspattern.matrices import Matrix
 from gspattern.report import Conversion
 from gspattern.torch.convert import CONVERSION, CONVOLUTIONS, RECURRENT
 from gspattern.torch.fusing import fuse_calls, unfuse
-from gspattern.torch.modules import Compact, GSLinear, matrices
+from gspattern.torch.modules import Compact, GSLinear, first_names, matrices
 from gspattern.torch.operators import tensor_of
 from gspattern.torch.pruner import Patterns, Pruner
 from gspattern.torch.targets import Names, find_targets
@@ -328,7 +328,9 @@ def _compact_from(name: str, module: nn.Module, own: Mapping[str, Any]) -> Compa
 def _fill(model: nn.Module, tensors: Mapping[str, Any]) -> None:
     """Give all that is not compact its values."""
     wanted = {
-        key: value for key, value in model.state_dict().items() if isinstance(value, torch.Tensor)
+        key: value
+        for key, value in model.state_dict(keep_vars=True).items()
+        if isinstance(value, torch.Tensor)
     }
     compact = {
         f"{name}." if name else ""
@@ -336,6 +338,10 @@ def _fill(model: nn.Module, tensors: Mapping[str, Any]) -> None:
         if isinstance(module, Compact)
     }
     wanted = {k: v for k, v in wanted.items() if not any(k.startswith(p) for p in compact)}
+    first = first_names(model)
+    # A tensor of several names may be in the file under any of them.
+    found = {first[key]: tensors[key] for key in wanted if key in tensors}
+    tensors = {key: found[first[key]] for key in wanted if first[key] in found} | dict(tensors)
     missing, left = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
     if missing or left:
         raise ValueError(
@@ -348,5 +354,11 @@ def _fill(model: nn.Module, tensors: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"{key} has shape {tuple(value.shape)} in the model, and {tensors[key].shape} in the file"
             )
-    values = {key: tensor_of(tensors[key]) for key in wanted}
+    made: dict[str, torch.Tensor] = {}
+    for key, value in wanted.items():
+        if first[key] not in made:
+            tensor = tensor_of(tensors[key])
+            trained = isinstance(value, nn.Parameter)
+            made[first[key]] = nn.Parameter(tensor, value.requires_grad) if trained else tensor
+    values = {key: made[first[key]] for key in wanted}
     model.load_state_dict(values, strict=False, assign=True)
