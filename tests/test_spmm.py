@@ -251,7 +251,9 @@ def test_activations_far_out_and_nan(backend, samples):
         with gs.use_backend(backend):
             y = activate(far, name, samples)
         np.testing.assert_allclose(y, np.array(values, np.float32), rtol=1e-7, atol=1e-36)
-        if isinstance(name, str):  # what torch's gelu has for +inf depends on the number of elements
+        if isinstance(
+            name, str
+        ):  # what torch's gelu has for +inf depends on the number of elements
             some = far[far < np.inf]
             torchs = getattr(torch.nn.functional, name)(torch.from_numpy(some)).numpy()
             np.testing.assert_allclose(y[far < np.inf], torchs, rtol=1e-7, atol=1e-36)

@@ -138,8 +138,8 @@ static bool out_is_aligned(const gspi_out *out) {
     return aligned;
 }
 
-/* The residual lies as y does, two lines of a row side by side: no CPU sees which will be next. So what some strips will
- * add is fetched while those before them multiply. */
+/* The residual lies as y does, two lines of a row side by side: no CPU sees which will be next. So what some strips
+ * will add is fetched while those before them multiply. */
 #define GSPI_TURN_STRIPS 4
 
 static const gspi_strip *turn_end(const gspi_strip *strip, const gspi_strip *stop) {
