@@ -68,6 +68,50 @@ void gspi_mark_rows(gspi_rows *list, int64_t first, int64_t last);
 /* Forgets the columns below `begin`, and marks as many more of the same rows as there is space for. */
 void gspi_move_marks(gspi_rows *list, int64_t first, int64_t last, int64_t begin);
 
+/* The next column from `at` on that a row is marked in, `end` if there is none. */
+static inline int64_t gspi_next_column(const gspi_marks *marks, int64_t at) {
+    int64_t i = at - marks->first;
+    while (i < marks->size && marks->rows[i] == 0) {
+        i++;
+        if (marks->blocks == NULL || i % 64 != 0) continue;
+        while (i < marks->size && marks->blocks[i / 4096] >> i / 64 % 64 == 0)
+            i = (i / 4096 + 1) * 4096;
+        if (i < marks->size) i += 64 * __builtin_ctzll(marks->blocks[i / 4096] >> i / 64 % 64);
+    }
+    return marks->first + gspi_min(i, marks->size);
+}
+
+/* A step: takes the first elements of each row, one, two or four (slots), out of a window, and gives the rows that have
+ * any. Of one slot: */
+static inline uint64_t gspi_take_one(uint64_t *here, int64_t width) {
+    uint64_t before = 0;
+    /* Four columns together, so that the next four wait for one operation. */
+    for (int64_t i = 0; i < width; i += 4) {
+        const uint64_t a = here[i], b = here[i + 1], c = here[i + 2], d = here[i + 3], ab = a | b;
+        here[i] = a & before;
+        here[i + 1] = b & (before | a);
+        here[i + 2] = c & (before | ab);
+        here[i + 3] = d & (before | ab | c);
+        before |= ab | (c | d);
+    }
+    return before;
+}
+
+/* The same for each number of slots. */
+static inline uint64_t gspi_take_window(uint64_t *here, int64_t width, int64_t slots) {
+    if (slots == 1) return gspi_take_one(here, width);
+    uint64_t once = 0, twice = 0, thrice = 0, four = 0; /* rows of which so many are taken */
+    for (int64_t i = 0; i < width; i++) {
+        const uint64_t rows = here[i];
+        here[i] = rows & (slots == 2 ? twice : four);
+        four |= rows & thrice;
+        thrice |= rows & twice;
+        twice |= rows & once;
+        once |= rows;
+    }
+    return once;
+}
+
 /* A row that has been read. */
 static inline const gspi_element *gspi_row(const gspi_rows *list, int64_t place) {
     return list->elements + (list->start[place] - list->start[list->first]);

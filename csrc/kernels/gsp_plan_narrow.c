@@ -10,7 +10,7 @@
 #include "gsp_plan.h"
 
 /* Units whose steps are counted to choose a kernel, evenly spread. */
-#define SAMPLED 16
+#define SAMPLED 4
 /* What tables that may lie in two cache lines cost beside those that do not. */
 #define UNALIGNED 1.1f
 #define MAX_ROWS (4 * 16) /* of a unit */
@@ -28,39 +28,32 @@ typedef struct {
 
 /* ---------------------------------------------------------------- windows */
 
-/* How far each row of a unit is. */
-typedef struct {
-    int64_t rows;
-    const gspi_element *at[MAX_ROWS];
-} front;
-
-static front front_of(const gspi_rows *list, const candidate *c, int64_t unit) {
-    const int64_t first = unit * c->rows;
-    front f = {.rows = gspi_min(c->rows, list->rows - first)};
-    for (int64_t i = 0; i < f.rows; i++) f.at[i] = gspi_row(list, first + i);
-    return f;
-}
-
-/* Where the next window begins, GSPI_NO_KEY if all rows are done. */
-static int32_t next_window(const front *f, const candidate *c) {
-    int32_t least = GSPI_NO_KEY;
-    for (int64_t i = 0; i < f->rows; i++) least = f->at[i]->key < least ? f->at[i]->key : least;
-    return least == GSPI_NO_KEY ? least : (int32_t)gspi_min(least & -c->grain, c->last);
+/* Where a window begins if the least column of what is left is `least`. */
+GSPI_INLINE int64_t window_at(const candidate *c, int64_t least) {
+    return gspi_min(least & -c->grain, c->last);
 }
 
 /* Steps of a unit; for each number of slots. */
-GSPI_INLINE int64_t count_steps_of(const gspi_rows *list, const candidate *c, int64_t unit,
+GSPI_INLINE int64_t count_steps_of(gspi_rows *list, const candidate *c, int64_t unit,
                                    int64_t slots) {
-    front f = front_of(list, c, unit);
+    const gspi_marks *marks = &list->marks;
+    const int64_t width = c->entry->width, behind = c->last + width; /* all columns */
+    const int64_t first = unit * c->rows, last = gspi_min(first + c->rows, list->rows);
     int64_t steps = 0;
-    for (int32_t begin; (begin = next_window(&f, c)) != GSPI_NO_KEY; steps++)
-        for (int64_t i = 0; i < f.rows; i++)
-            /* Whether a slot is used is hard to predict: no branches. */
-            for (int64_t j = 0; j < slots; j++) f.at[i] += f.at[i]->key < begin + c->entry->width;
+    gspi_mark_rows(list, first, last);
+    for (int64_t least = 0; (least = gspi_next_column(marks, least)) < behind;) {
+        const int64_t begin = window_at(c, least);
+        if (begin + width > marks->end) {
+            gspi_move_marks(list, first, last, begin);
+            continue;
+        }
+        (void)gspi_take_window(marks->rows + (begin - marks->first), width, slots);
+        steps++;
+    }
     return steps;
 }
 
-static int64_t count_steps(const gspi_rows *list, const candidate *c, int64_t unit) {
+static int64_t count_steps(gspi_rows *list, const candidate *c, int64_t unit) {
     switch (c->slots) {
     case 4: return count_steps_of(list, c, unit, 4);
     case 2: return count_steps_of(list, c, unit, 2);
@@ -115,7 +108,7 @@ static int64_t x_size_of(const gsp_plan *plan, const gspi_entry *entry) {
     return entry->form == GSPI_BYTES ? gspi_ceil_div(size, 64) * 64 : size;
 }
 
-static float cost_of(const gspi_rows *list, const candidate *c) {
+static float cost_of(gspi_rows *list, const candidate *c) {
     const int64_t units = gspi_ceil_div(list->rows, c->rows), sampled = gspi_min(units, SAMPLED);
     int64_t steps = 0;
     for (int64_t i = 0; i < sampled; i++) steps += count_steps(list, c, i * units / sampled);
@@ -123,7 +116,7 @@ static float cost_of(const gspi_rows *list, const candidate *c) {
 }
 
 /* The cheapest of [first, end), which are of one backend, with tables. */
-static candidate choose(gsp_plan *plan, const gsp_matrix *matrix, const gspi_rows *list,
+static candidate choose(gsp_plan *plan, const gsp_matrix *matrix, gspi_rows *list,
                         const gspi_entry *first, const gspi_entry *end, uint32_t features,
                         bool exact) {
     candidate best = {0};
@@ -150,67 +143,92 @@ static candidate choose(gsp_plan *plan, const gsp_matrix *matrix, const gspi_row
 
 /* ---------------------------------------------------------------- packing */
 
-GSPI_INLINE void pack_value(unsigned char *to, float value, size_t size) {
+/* The value, which is one of int8 or bfloat16 as a float, or 0 if `mask` is. */
+GSPI_INLINE void pack_value(unsigned char *to, float value, uint32_t mask, size_t size) {
     if (size == 1) {
-        *to = (unsigned char)(int8_t)value;
+        *to = (unsigned char)((uint32_t)(int32_t)value & mask);
         return;
     }
-    const uint16_t half = gspi_to_bfloat16(value);
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    const uint16_t half = (uint16_t)((bits & mask) >> 16);
     memcpy(to, &half, sizeof half);
 }
 
-/* Items are cleared: what a row has nothing for stays 0. */
-GSPI_INLINE void pack_unit(const gsp_plan *plan, const gspi_rows *list, const candidate *c,
-                           int64_t unit, int64_t slots, size_t size) {
-    const int64_t lanes = plan->entry->lanes, together = 4 / slots;
+/* Packs the rows of a unit, which have been read. */
+GSPI_INLINE void pack_unit_of(const gsp_plan *plan, const gspi_rows *list, const candidate *c,
+                              int64_t unit, int64_t slots, size_t size) {
+    const int64_t lanes = plan->entry->lanes, together = 4 / slots, first = unit * c->rows,
+                  rows = gspi_min(c->rows, list->rows - first);
     const size_t item_bytes = gspi_item_bytes(plan);
     unsigned char *item = plan->packed + plan->start[unit] * item_bytes;
-    front f = front_of(list, c, unit);
+    const gspi_element *front[MAX_ROWS]; /* how far each row is */
+    int32_t least = GSPI_NO_KEY;
+    for (int64_t i = 0; i < rows; i++) {
+        front[i] = gspi_row(list, first + i);
+        least = front[i]->key < least ? front[i]->key : least;
+    }
+    /* What lanes without a row have nothing for. */
+    if (rows < c->rows) memset(item, 0, (plan->start[unit + 1] - plan->start[unit]) * item_bytes);
     for (uint64_t step = plan->start[unit]; step < plan->start[unit + 1]; step++) {
-        const int32_t begin = next_window(&f, c), end = begin + c->entry->width;
+        const int32_t begin = (int32_t)window_at(c, least), end = begin + c->entry->width;
         plan->tables[step] = (uint32_t)begin;
-        for (int64_t i = 0; i < f.rows; i++) {
+        least = GSPI_NO_KEY;
+        for (int64_t i = 0; i < rows; i++) {
             const int64_t strip = i / lanes, row = i % lanes;
             unsigned char *positions =
                 item + (strip / together * lanes + row) * slots * together + strip % together;
             unsigned char *values = item + (size_t)(c->rows * slots) + (size_t)(i * slots) * size;
-            for (int64_t j = 0; j < slots && f.at[i]->key < end; j++, f.at[i]++) {
-                positions[j * together] = (unsigned char)(f.at[i]->key - begin);
-                pack_value(values + (size_t)j * size, f.at[i]->value, size);
+            const gspi_element *at = front[i];
+            for (int64_t j = 0; j < slots; j++) {
+                /* Whether a slot is used is hard to predict: masks instead of branches. */
+                const uint32_t here = at->key < end, mask = -here;
+                positions[j * together] = (unsigned char)((uint32_t)(at->key - begin) & mask);
+                pack_value(values + (size_t)j * size, at->value, mask, size);
+                at += here;
             }
+            front[i] = at;
+            least = at->key < least ? at->key : least;
         }
         item += item_bytes;
     }
 }
 
-static void pack_units(const gsp_plan *plan, const gspi_rows *list, const candidate *c) {
-    const size_t size = gsp_dtype_size(plan->matrix.dtype);
-    for (int64_t unit = 0; unit < plan->units; unit++) switch (c->slots) { /* compiled for each */
-        case 4: pack_unit(plan, list, c, unit, 4, 1); break;
-        case 2: pack_unit(plan, list, c, unit, 2, 2); break;
-        default: pack_unit(plan, list, c, unit, 1, size); break;
-        }
+static void pack_unit(const gsp_plan *plan, const gspi_rows *list, const candidate *c,
+                      int64_t unit) {
+    switch (c->slots) { /* compiled for each */
+    case 4: pack_unit_of(plan, list, c, unit, 4, 1); break;
+    case 2: pack_unit_of(plan, list, c, unit, 2, 2); break;
+    default: pack_unit_of(plan, list, c, unit, 1, gsp_dtype_size(plan->matrix.dtype)); break;
+    }
 }
 
 /* What the epilogue of int8 multiplies with, by place. */
-static gsp_status order_scales(gsp_plan *plan, const float *scales, const gspi_rows *list) {
+static gsp_status start_scales(gsp_plan *plan) {
+    if (plan->operand != GSP_INT8) return GSP_OK;
     const int64_t rows = gspi_strips_of(plan->entry->form) * plan->entry->lanes;
-    const uint64_t places = (uint64_t)(gspi_ceil_div(list->rows, rows) * rows);
+    const uint64_t places = (uint64_t)(gspi_ceil_div(plan->matrix.rows, rows) * rows);
     plan->scales = gspi_plan_alloc(plan, places, sizeof *plan->scales);
     plan->weights = gspi_plan_alloc(plan, places, sizeof *plan->weights);
     GSP_CHECK(plan->scales != NULL && plan->weights != NULL, GSP_ERROR_MEMORY);
     gspi_clear(plan->scales, places * sizeof *plan->scales);
     gspi_clear(plan->weights, places * sizeof *plan->weights);
-    for (int64_t place = 0; place < list->rows; place++) {
-        plan->scales[place] = scales[list->order[place]];
-        if (plan->entry->form == GSPI_BYTES || plan->entry->form == GSPI_TILES)
-            for (uint64_t i = 0; i < gspi_row_size(list, place); i++)
-                plan->weights[place] += (int32_t)gspi_row(list, place)[i].value;
-    }
     return GSP_OK;
 }
 
-static gsp_status pack_tables(gsp_plan *plan, const gspi_rows *list, const candidate *c) {
+/* The same for the rows [first, last), which have been read. */
+static void note_scales(gsp_plan *plan, const gspi_rows *list, int64_t first, int64_t last) {
+    if (plan->operand != GSP_INT8) return;
+    const bool sums = plan->entry->form == GSPI_BYTES || plan->entry->form == GSPI_TILES;
+    for (int64_t place = first; place < last; place++) {
+        plan->scales[place] = list->matrix->scales[list->order[place]];
+        const gspi_element *row = gspi_row(list, place);
+        for (uint64_t i = 0; sums && i < gspi_row_size(list, place); i++)
+            plan->weights[place] += (int32_t)row[i].value;
+    }
+}
+
+static gsp_status pack_tables(gsp_plan *plan, gspi_rows *list, const candidate *c) {
     const uint32_t *order = list->order;
     const size_t item_bytes = gspi_item_bytes(plan);
     plan->x_size = x_size_of(plan, plan->entry);
@@ -233,8 +251,12 @@ static gsp_status pack_tables(gsp_plan *plan, const gspi_rows *list, const candi
     GSP_CHECK(plan->packed != NULL && plan->tables != NULL && (natural || plan->row_map != NULL),
               GSP_ERROR_MEMORY);
     if (!natural) memcpy(plan->row_map, order, (size_t)list->rows * sizeof *order);
-    gspi_clear(plan->packed, items * item_bytes);
-    pack_units(plan, list, c);
+    for (int64_t unit = 0; unit < plan->units; unit++) {
+        const int64_t first = unit * c->rows, last = gspi_min(first + c->rows, list->rows);
+        GSP_TRY(gspi_read_rows(list, first, last));
+        pack_unit(plan, list, c, unit);
+        note_scales(plan, list, first, last);
+    }
     return GSP_OK;
 }
 
@@ -298,18 +320,21 @@ gsp_status gspi_plan_narrow(gsp_plan *plan, const gsp_matrix *matrix, const gspi
     plan->x_size = plan->bank_stride > 0 ? plan->bank_stride * matrix->pattern.banks : matrix->cols;
     gspi_rows list;
     GSP_TRY(gspi_open_rows(context, matrix, !natural, plan->bank_stride, &list));
-    gsp_status status = gspi_read_rows(&list, 0, list.rows);
-    if (status == GSP_OK && plan->entry->form == GSPI_TILES) {
-        status = gspi_pack_tiles(plan, &list);
-    } else if (status == GSP_OK && plan->entry->form == GSPI_ROWS) {
-        status = pack_rows(plan, &list);
-    } else if (status == GSP_OK) {
+    gsp_status status = GSP_OK;
+    if (natural) {
+        status = gspi_read_rows(&list, 0, list.rows);
+        if (status == GSP_OK) status = start_scales(plan);
+        if (status == GSP_OK) {
+            note_scales(plan, &list, 0, list.rows);
+            status = plan->entry->form == GSPI_TILES ? gspi_pack_tiles(plan, &list)
+                                                     : pack_rows(plan, &list);
+        }
+    } else {
         const candidate best = choose(plan, matrix, &list, first, last, features, exact);
         plan->entry = best.entry;
-        status = pack_tables(plan, &list, &best);
+        status = start_scales(plan);
+        if (status == GSP_OK) status = pack_tables(plan, &list, &best);
     }
-    if (status == GSP_OK && plan->operand == GSP_INT8)
-        status = order_scales(plan, matrix->scales, &list);
     gspi_close_rows(&list);
     return status;
 }

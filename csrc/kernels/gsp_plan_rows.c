@@ -339,7 +339,8 @@ gsp_status gspi_open_rows(gsp_context *context, const gsp_matrix *matrix, bool f
     if (words > FEW_WORDS)
         list->dense.words = gspi_calloc(context, words / 64 + 1, sizeof(uint64_t));
     gspi_marks *marks = &list->marks;
-    marks->size = gspi_min(gspi_max(size, GSPI_MOST_WIDTH), MOST_MARKS);
+    /* Kernels may see x a little longer than it is. */
+    marks->size = gspi_min(gspi_max(gspi_ceil_div(size, 64) * 64, GSPI_MOST_WIDTH), MOST_MARKS);
     marks->rows = gspi_calloc(context, (size_t)marks->size, sizeof(uint64_t));
     if (marks->size > FEW_MARKS)
         marks->blocks = gspi_calloc(context, (size_t)marks->size / 4096 + 1, sizeof(uint64_t));

@@ -60,47 +60,6 @@ GSPI_INLINE int64_t window_at(const windows *w, int64_t least) {
     return gspi_min(least & -w->grain, w->last);
 }
 
-/* The next column from `at` on that a row is marked in, `end` if there is none. */
-GSPI_INLINE int64_t next_column(const gspi_marks *marks, int64_t at) {
-    int64_t i = at - marks->first;
-    while (i < marks->size && marks->rows[i] == 0) {
-        i++;
-        if (marks->blocks == NULL || i % 64 != 0) continue;
-        while (i < marks->size && marks->blocks[i / 4096] >> i / 64 % 64 == 0)
-            i = (i / 4096 + 1) * 4096;
-        if (i < marks->size) i += 64 * __builtin_ctzll(marks->blocks[i / 4096] >> i / 64 % 64);
-    }
-    return marks->first + gspi_min(i, marks->size);
-}
-
-/* Steps: each takes the first elements of each row, one or four, out of a window, and gives the rows that have any. */
-GSPI_INLINE uint64_t take_one(uint64_t *here, int64_t width) {
-    uint64_t before = 0;
-    /* Four columns together, so that the next four wait for one operation. */
-    for (int64_t i = 0; i < width; i += 4) {
-        const uint64_t a = here[i], b = here[i + 1], c = here[i + 2], d = here[i + 3], ab = a | b;
-        here[i] = a & before;
-        here[i + 1] = b & (before | a);
-        here[i + 2] = c & (before | ab);
-        here[i + 3] = d & (before | ab | c);
-        before |= ab | (c | d);
-    }
-    return before;
-}
-
-GSPI_INLINE uint64_t take_four(uint64_t *here, int64_t width) {
-    uint64_t once = 0, twice = 0, thrice = 0, full = 0; /* rows of which so many are taken */
-    for (int64_t i = 0; i < width; i++) {
-        const uint64_t rows = here[i];
-        here[i] = rows & full;
-        full |= rows & thrice;
-        thrice |= rows & twice;
-        twice |= rows & once;
-        once |= rows;
-    }
-    return once;
-}
-
 /* How four strips are laid out: quads across, and quads along each. */
 typedef struct {
     int64_t across, along[4];
@@ -130,14 +89,14 @@ GSPI_INLINE layout count_steps_of(gspi_rows *list, int64_t first, int64_t last, 
     layout l = {0};
     int64_t steps = 0;
     gspi_mark_rows(list, first, last);
-    for (int64_t least = 0; (least = next_column(marks, least)) < behind;) {
+    for (int64_t least = 0; (least = gspi_next_column(marks, least)) < behind;) {
         const int64_t begin = window_at(w, least);
         if (begin + width > marks->end) {
             gspi_move_marks(list, first, last, begin);
             continue;
         }
         uint64_t *const here = marks->rows + (begin - marks->first);
-        const uint64_t taken = per_row == 1 ? take_one(here, width) : take_four(here, width);
+        const uint64_t taken = gspi_take_window(here, width, per_row);
         int strips = 0;
         for (int i = 0; i < 4; i++) strips += (taken >> i * rows & strip) != 0;
         if (goes_along(strips, per_row))
