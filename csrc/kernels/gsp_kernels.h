@@ -81,8 +81,8 @@ extern const gspi_entry gspi_kernels[];
 #define GSPI_STACK_ROWS 4 /* that share their columns */
 #define GSPI_STEPS_AHEAD 2 /* of which kernels read the positions */
 
-/* Rows that are summed at once: they lie `rows` bytes into the sums of their unit, and have the steps from `first` on
- * to that of the next strip; one strip of no rows is behind the last one. */
+/* Rows that are summed at once: `rows` of their unit, with the steps from `first` on to that of the next strip; one
+ * strip of no rows is behind the last one. */
 typedef struct gspi_strip {
     uint64_t first;
     uint16_t rows[GSPI_STRIP_ROWS];
@@ -138,19 +138,20 @@ struct gsp_plan {
     float *scales; /* place -> scale of the row, if the operand is GSP_INT8 */
     int32_t *weights; /* place -> sum of the row's values, GSPI_BYTES and GSPI_TILES */
 
-    /* GSPI_STRIPS, GSPI_STACKS: units of GSPI_UNIT_ROWS rows, and `blocks` blocks of block_cols columns, of which a
+    /* GSPI_STRIPS, GSPI_STACKS: units of unit_rows rows, and `blocks` blocks of block_cols columns, of which a
      * kernel copies up to x_stride bytes each to a tile. That block of the unit has the strips
      * [start[unit * blocks + block], start[unit * blocks + block + 1]). Step s multiplies the floats
      * packed[s][GSPI_STRIP_ROWS] by the columns positions[s][GSPI_STRIP_ROWS] of the block, one for each row. */
     gspi_strip *strips;
     uint8_t *positions;
-    int64_t blocks, block_cols;
+    int64_t unit_rows, blocks, block_cols;
     uint32_t x_stride;
 };
 
-#define GSPI_UNIT_ROWS 256
 #define GSPI_TILE_ROWS 32 /* of a unit of GSPI_TILES */
 #define GSPI_MOST_TILE_COLS 8192 /* so that 16 samples of x fit a copy on the stack */
+#define GSPI_LEAST_UNIT_ROWS 256
+#define GSPI_MOST_UNIT_ROWS 1024
 #define GSPI_TILE_VECTORS 2 /* of 64 bytes: 32 samples, and x_stride is 64 or 128 */
 #define GSPI_MOST_BLOCK_COLS 256 /* so that positions are bytes */
 

@@ -61,7 +61,7 @@ static int cut_unit(const packing *p, int64_t first, int64_t last, int64_t *begi
 
 /* Items by their number of elements in a block, most first; equal ones stay in order. */
 static void sort_items(const packing *p, int64_t block, const int64_t *begin, int items,
-                       uint8_t *order) {
+                       uint16_t *order) {
     uint16_t next[GSPI_MOST_BLOCK_COLS + 2] = {0};
     uint16_t most = 0;
     for (int i = 0; i < items; i++) {
@@ -71,7 +71,7 @@ static void sort_items(const packing *p, int64_t block, const int64_t *begin, in
     for (int i = 0; i < items; i++) next[most - p->counts[begin[i] * p->blocks + block] + 1]++;
     for (int i = 0; i < most; i++) next[i + 1] = (uint16_t)(next[i + 1] + next[i]);
     for (int i = 0; i < items; i++)
-        order[next[most - p->counts[begin[i] * p->blocks + block]]++] = (uint8_t)i;
+        order[next[most - p->counts[begin[i] * p->blocks + block]]++] = (uint16_t)i;
 }
 
 /* Where strips and steps are laid out. */
@@ -82,10 +82,10 @@ typedef struct {
 /* Lays the strips of one (unit, block) out; writes strips and cursors once there is memory. */
 static void place_strips(const packing *p, int64_t unit, int64_t block, place *at) {
     gsp_plan *plan = p->plan;
-    const int64_t first = unit * GSPI_UNIT_ROWS,
-                  last = gspi_min(first + GSPI_UNIT_ROWS, p->matrix->rows);
-    int64_t begin[GSPI_UNIT_ROWS + 1];
-    uint8_t order[GSPI_UNIT_ROWS];
+    const int64_t first = unit * plan->unit_rows,
+                  last = gspi_min(first + plan->unit_rows, p->matrix->rows);
+    int64_t begin[GSPI_MOST_UNIT_ROWS + 1];
+    uint16_t order[GSPI_MOST_UNIT_ROWS];
     const int items = cut_unit(p, first, last, begin);
     const int height = p->shared ? GSPI_STACK_ROWS : 1; /* lanes of an item */
     sort_items(p, block, begin, items, order);
@@ -100,8 +100,7 @@ static void place_strips(const packing *p, int64_t unit, int64_t block, place *a
             /* Lanes without a row add zeros to the row behind the unit. */
             const bool used = item < items && row < begin[order[item] + 1];
             plan->strips[at->strip].first = at->step;
-            plan->strips[at->strip].rows[lane] =
-                (uint16_t)((used ? row - first : GSPI_UNIT_ROWS) * plan->x_stride);
+            plan->strips[at->strip].rows[lane] = (uint16_t)(used ? row - first : plan->unit_rows);
             if (used)
                 p->cursors[row * p->blocks + block] = at->step * GSPI_STRIP_ROWS + (uint64_t)lane;
         }
@@ -156,8 +155,8 @@ static gsp_status pack(packing *p) {
                        slots = slot_of(plan, (unit + 1) * p->blocks) - first;
         memset((float *)(void *)plan->packed + first, 0, slots * sizeof(float));
         memset(plan->positions + first, 0, slots);
-        for (int64_t row = unit * GSPI_UNIT_ROWS;
-             row < gspi_min((unit + 1) * GSPI_UNIT_ROWS, matrix->rows); row++)
+        for (int64_t row = unit * plan->unit_rows;
+             row < gspi_min((unit + 1) * plan->unit_rows, matrix->rows); row++)
             put_row(p, row);
     }
     memset(plan->positions + plan->slots, 0, positions - plan->slots);
@@ -171,6 +170,15 @@ static float cost_of(const gspi_entry *entry, const gsp_matrix *matrix) {
            (float)height;
 }
 
+/* The more rows are sorted together, the less is padded; but threads share units too, where tiles of samples are few:
+ * one or, for any larger n, two, since one plan serves all of these. */
+static int64_t rows_of_unit(int64_t rows, int64_t n) {
+    const int64_t tiles = n > GSPI_TILE_VECTORS * 16 ? 2 : 1;
+    int64_t most = GSPI_MOST_UNIT_ROWS;
+    while (most > GSPI_LEAST_UNIT_ROWS && gspi_ceil_div(rows, most) * tiles < GSPI_PARTS) most /= 2;
+    return most;
+}
+
 gsp_status gspi_plan_strips(gsp_plan *plan, const gsp_matrix *matrix, const gspi_entry *first,
                             const gspi_entry *end, int64_t n) {
     const gspi_entry *best = NULL;
@@ -182,9 +190,10 @@ gsp_status gspi_plan_strips(gsp_plan *plan, const gsp_matrix *matrix, const gspi
         if (gspi_takes(entry, matrix, GSPI_SPMM))
             gspi_weigh(plan, best, cost_of(best, matrix), entry, cost_of(entry, matrix));
     plan->entry = best;
-    plan->units = gspi_ceil_div(matrix->rows, GSPI_UNIT_ROWS);
     const int64_t vectors = gspi_max(1, gspi_min(gspi_ceil_div(n, 16), GSPI_TILE_VECTORS));
     plan->x_stride = (uint32_t)vectors * 64;
+    plan->unit_rows = rows_of_unit(matrix->rows, n);
+    plan->units = gspi_ceil_div(matrix->rows, plan->unit_rows);
     /* As many columns as the tile holds, spread evenly: a multiple of 32, where banks end often. */
     const int64_t most =
         gspi_min(best->width * 1024 / plan->x_stride / 32 * 32, GSPI_MOST_BLOCK_COLS);

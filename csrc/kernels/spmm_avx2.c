@@ -26,7 +26,7 @@ INLINE void add_rows(const gsp_plan *plan, const gspi_strip *strip, int first, i
     float *row[4];
     __m256 sum[4][GSPI_TILE_REGISTERS], x[GSPI_TILE_REGISTERS];
     for (int r = 0; r < rows; r++) {
-        row[r] = (float *)(void *)(sums + strip->rows[first + r]);
+        row[r] = (float *)(void *)(sums + strip->rows[first + r] * stride);
         for (int v = 0; v < registers; v++)
             sum[r][v] = begin ? _mm256_setzero_ps() : _mm256_load_ps(row[r] + v * 8);
     }
@@ -42,8 +42,7 @@ INLINE void add_rows(const gsp_plan *plan, const gspi_strip *strip, int first, i
             }
         }
     if (out != NULL) {
-        const int shift = __builtin_ctz(plan->x_stride);
-        finish_strip(out, strip->rows + first, shift, rows, sum, left, registers);
+        finish_strip(out, strip->rows + first, rows, sum, left, registers);
         return;
     }
     for (int r = 0; r < rows; r++)

@@ -26,8 +26,8 @@ INLINE __m128i load_offsets(const uint8_t *positions, __m128i stride) {
     return _mm_mullo_epi16(_mm_cvtepu8_epi16(bytes), stride);
 }
 
-INLINE float *row_of(char *sums, const gspi_strip *strip, int r) {
-    return (float *)(void *)(sums + strip->rows[r]);
+INLINE float *row_of(char *sums, const gspi_strip *strip, int r, int shift) {
+    return (float *)(void *)(sums + ((size_t)strip->rows[r] << shift));
 }
 
 /* `stack` rows share their columns. */
@@ -52,8 +52,8 @@ INLINE void add_strips(const gsp_plan *plan, const gspi_strip *strip, const gspi
         __m512 sum[GSPI_STRIP_ROWS][GSPI_TILE_REGISTERS];
         for (int r = 0; r < GSPI_STRIP_ROWS; r++)
             for (int v = 0; v < vectors; v++)
-                sum[r][v] =
-                    begin ? _mm512_setzero_ps() : _mm512_load_ps(row_of(sums, strip, r) + v * 16);
+                sum[r][v] = begin ? _mm512_setzero_ps()
+                                  : _mm512_load_ps(row_of(sums, strip, r, shift) + v * 16);
         const float *const last = values + (strip[1].first - strip[0].first) * GSPI_STRIP_ROWS;
         for (; values < last; values += GSPI_STRIP_ROWS) {
             const uint64_t at[2] = {next[0], next[1]};
@@ -77,12 +77,12 @@ INLINE void add_strips(const gsp_plan *plan, const gspi_strip *strip, const gspi
             }
         }
         if (out != NULL) {
-            finish_strip(out, strip->rows, shift, GSPI_STRIP_ROWS, sum, 0, vectors);
+            finish_strip(out, strip->rows, GSPI_STRIP_ROWS, sum, 0, vectors);
             continue;
         }
         for (int r = 0; r < GSPI_STRIP_ROWS; r++)
             for (int v = 0; v < vectors; v++)
-                _mm512_store_ps(row_of(sums, strip, r) + v * 16, sum[r][v]);
+                _mm512_store_ps(row_of(sums, strip, r, shift) + v * 16, sum[r][v]);
     }
 }
 

@@ -42,7 +42,7 @@ GSPI_VECTOR void add_rows(const gsp_plan *plan, const gspi_strip *strip, int fir
     float *row[4];
     gspi_v sum[4][GSPI_TILE_REGISTERS];
     for (int r = 0; r < rows; r++) {
-        row[r] = (float *)(void *)(sums + strip->rows[first + r]);
+        row[r] = (float *)(void *)(sums + strip->rows[first + r] * stride);
         for (int v = 0; v < registers; v++)
             sum[r][v] = begin ? v_set1(0.0f) : v_load(row[r] + v * V_LANES);
     }
@@ -62,8 +62,7 @@ GSPI_VECTOR void add_rows(const gsp_plan *plan, const gspi_strip *strip, int fir
         }
     }
     if (out != NULL) {
-        const int shift = __builtin_ctz(plan->x_stride);
-        finish_strip(out, strip->rows + first, shift, rows, sum, left, registers);
+        finish_strip(out, strip->rows + first, rows, sum, left, registers);
         return;
     }
     for (int r = 0; r < rows; r++)

@@ -146,12 +146,11 @@ static const gspi_strip *turn_end(const gspi_strip *strip, const gspi_strip *sto
     return stop - strip > GSPI_TURN_STRIPS ? strip + GSPI_TURN_STRIPS : stop;
 }
 
-static void fetch_residual(const gspi_out *out, const gspi_strip *strip, const gspi_strip *end,
-                           int shift) {
+static void fetch_residual(const gspi_out *out, const gspi_strip *strip, const gspi_strip *end) {
     for (; strip < end; strip++)
         for (int r = 0; r < GSPI_STRIP_ROWS; r++) {
-            const int64_t row = out->first + (strip->rows[r] >> shift);
-            if (row >= out->rows) continue;
+            const int64_t row = out->first + strip->rows[r];
+            if (strip->rows[r] >= out->count) continue;
             for (int i = 0; i < out->targets; i += GSPI_VECTOR_FLOATS / V_LANES)
                 __builtin_prefetch(
                     beside(out->epilogue.residual, row * out->row_step + out->target[i].at));
@@ -174,8 +173,7 @@ static void spmm_strips(const gsp_plan *plan, const gspi_product *product, int64
     const bool along = conv != NULL ? conv->y.col_step == 1 : product->y_sample == 1;
     const bool clamps = out_clamps(&out);
     const int64_t most = plan->x_stride / 64;
-    const int shift = __builtin_ctz(plan->x_stride);
-    const int64_t unit_bytes = GSPI_UNIT_ROWS * (int64_t)plan->x_stride;
+    const int64_t unit_bytes = plan->unit_rows * (int64_t)plan->x_stride;
     const bool lines = along && !out.halves && out_begins_lines(&out, conv);
     const bool streams = lines && out_is_long(&out, conv, product->samples);
     /* Samples from the beginning of a line of y to the first one: the first tile has fewer by as many, if one more
@@ -185,8 +183,8 @@ static void spmm_strips(const gsp_plan *plan, const gspi_product *product, int64
     const int64_t vectors = gspi_ceil_div(lead + product->samples, GSPI_VECTOR_FLOATS);
     for (int64_t begin = first; begin < last; begin += GSPI_PANEL_BYTES / unit_bytes) {
         const int64_t end = gspi_min(begin + GSPI_PANEL_BYTES / unit_bytes, last);
-        const int64_t row = begin * GSPI_UNIT_ROWS;
-        const int64_t last_row = gspi_min(end * GSPI_UNIT_ROWS, plan->matrix.rows);
+        const int64_t row = begin * plan->unit_rows;
+        const int64_t last_row = gspi_min(end * plan->unit_rows, plan->matrix.rows);
         for (int64_t from = 0, to; from < vectors; from = to) {
             to = gspi_min(from + most, vectors);
             gspi_samples s = {.left = gspi_max(0, from * GSPI_VECTOR_FLOATS - lead)};
@@ -206,11 +204,12 @@ static void spmm_strips(const gsp_plan *plan, const gspi_product *product, int64
                                                                            plan->strips + start[1];
                     const gspi_out *into = direct && block == plan->blocks - 1 ? &out : NULL;
                     const bool fetches = into != NULL && out.epilogue.residual != NULL;
-                    out.first = unit * GSPI_UNIT_ROWS;
-                    if (fetches) fetch_residual(&out, strip, turn_end(strip, stop), shift);
+                    out.first = unit * plan->unit_rows;
+                    out.count = gspi_min(plan->unit_rows, plan->matrix.rows - out.first);
+                    if (fetches) fetch_residual(&out, strip, turn_end(strip, stop));
                     do {
                         const gspi_strip *next = fetches ? turn_end(strip, stop) : stop;
-                        if (fetches) fetch_residual(&out, next, turn_end(next, stop), shift);
+                        if (fetches) fetch_residual(&out, next, turn_end(next, stop));
                         add[to - from - 1](plan, strip, next, tile,
                                            panel + (unit - begin) * unit_bytes, block == 0, into);
                         strip = next;

@@ -47,7 +47,8 @@ typedef struct {
     const float *scales, *bias; /* NULL; bias[row * bias_step] */
     int64_t bias_step;
     int64_t row_step;
-    int64_t first, rows; /* rows of the matrix: the first one of the unit, and all */
+    int64_t rows; /* of the matrix */
+    int64_t first, count; /* rows of the unit */
     bool stream; /* strips go past the caches: all registers are full, and their places aligned */
     int targets;
     gspi_target target[GSPI_TILE_SAMPLES];
@@ -73,14 +74,14 @@ static bool out_clamps(gspi_out *out) {
     }
 }
 
-/* Rows of a strip, from their registers: sums[r] is row out->first + (rows[r] >> shift), if there is one, sums[r][v]
+/* Rows of a strip, from their registers: sums[r] is row out->first + rows[r], if there is one, sums[r][v]
  * for target first + v. Inlined where `count`, `registers` and `plain` (no scales, no residual) are constants. */
-GSPI_VECTOR void finish_strip_of(const gspi_out *out, const uint16_t *rows, int shift, int count,
+GSPI_VECTOR void finish_strip_of(const gspi_out *out, const uint16_t *rows, int count,
                                  const gspi_v (*sums)[GSPI_TILE_REGISTERS], int first,
                                  int registers, bool plain) {
     const gspi_v low = v_set1(out->low), high = v_set1(out->high);
     const int64_t row_step = out->row_step;
-    const uint64_t end = (uint64_t)gspi_min(GSPI_UNIT_ROWS, out->rows - out->first);
+    const uint64_t end = (uint64_t)out->count;
     float *const y = out->y + out->first * row_step;
     const float *const bias = out->bias + out->first * out->bias_step;
     const int64_t bias_step = out->bias_step;
@@ -93,7 +94,7 @@ GSPI_VECTOR void finish_strip_of(const gspi_out *out, const uint16_t *rows, int 
     }
 #pragma GCC unroll 8
     for (int r = 0; r < count; r++) {
-        const uint64_t row = rows[r] >> shift;
+        const uint64_t row = rows[r];
         if (__builtin_expect(row >= end, 0)) continue;
         const gspi_v add = v_set1(bias[(int64_t)row * bias_step]);
         const int64_t line = (int64_t)row * row_step;
@@ -115,11 +116,11 @@ GSPI_VECTOR void finish_strip_of(const gspi_out *out, const uint16_t *rows, int 
     }
 }
 
-GSPI_VECTOR void finish_strip(const gspi_out *out, const uint16_t *rows, int shift, int count,
+GSPI_VECTOR void finish_strip(const gspi_out *out, const uint16_t *rows, int count,
                               const gspi_v (*sums)[GSPI_TILE_REGISTERS], int first, int registers) {
     if (out->scales == NULL && out->epilogue.residual == NULL)
-        finish_strip_of(out, rows, shift, count, sums, first, registers, true);
-    else finish_strip_of(out, rows, shift, count, sums, first, registers, false);
+        finish_strip_of(out, rows, count, sums, first, registers, true);
+    else finish_strip_of(out, rows, count, sums, first, registers, false);
 }
 
 /* Rows [first, last) of the matrix, whose sums lie `stride` bytes apart: y = activation(scale * sum + bias + residual),
