@@ -9,6 +9,7 @@ back are as before. In training mode the model's own `forward` runs.
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import operator
 from collections.abc import Callable, Iterator
@@ -86,7 +87,8 @@ def fused(
     if norm is not None:
         if (
             norm.training
-            or is_watched(x, *layer.parameters(), *norm.parameters())
+            or is_watched(x)
+            or (torch.is_grad_enabled() and _learns(layer, norm))
             or not _is_over_outputs(layer, x)
         ):
             return _finished(norm(layer(x)), residual, activation)
@@ -96,18 +98,40 @@ def fused(
     return _finished(whole(x), residual, activation)
 
 
+def _learns(*modules: nn.Module) -> bool:
+    return any(p.requires_grad for module in modules for p in module.parameters())
+
+
 def _fits(residual: Any, layer: GSConv | GSLinear, x: torch.Tensor) -> bool:
     """Whether a summand is what the kernels add: a tensor of the shape and type of the result."""
     if not isinstance(residual, torch.Tensor) or residual.dtype != x.dtype:
         return False
     if isinstance(layer, GSLinear):
         return residual.shape == (*x.shape[:-1], layer.out_features)
-    pads = layer._pads()[::-1]
-    sizes = []
-    for dim, size in enumerate(x.shape[-layer.dims :]):
-        covered = layer.dilation[dim] * (layer.kernel_size[dim] - 1) + 1
-        sizes.append((size + pads[2 * dim] + pads[2 * dim + 1] - covered) // layer.stride[dim] + 1)
-    return residual.shape == (*x.shape[: -layer.dims - 1], layer.out_channels, *sizes)
+    how = layer.kernel_size, layer.stride, layer.padding, layer.dilation
+    return residual.shape == _result_shape(x.shape, layer.out_channels, *how)
+
+
+@functools.lru_cache(maxsize=1024)  # small convolutions take less time than this does
+def _result_shape(
+    shape: tuple[int, ...],
+    channels: int,
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...] | str,
+    dilation: tuple[int, ...],
+) -> tuple[int, ...]:
+    """The shape of what a convolution gives."""
+    dims = len(kernel)
+    covered = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+    zeros = [2 * n for n in padding] if isinstance(padding, tuple) else [0] * dims
+    if padding == "same":
+        zeros = covered
+    sizes = [
+        (n + z - c - 1) // s + 1
+        for n, z, c, s in zip(shape[-dims:], zeros, covered, stride, strict=True)
+    ]
+    return (*shape[: -dims - 1], channels, *sizes)
 
 
 def _finished(y: torch.Tensor, residual: Any, activation: Activation) -> torch.Tensor:
@@ -127,34 +151,44 @@ def _dims(layer: Any) -> int:
     return len(layer.kernel_size)
 
 
-# The folded layers by layer and norm, and what they were made from. Copies of a model make their own.
-_FOLDED: WeakKeyDictionary[nn.Module, WeakKeyDictionary[nn.Module, tuple[Any, nn.Module]]]
-_FOLDED = WeakKeyDictionary()
+class _Folded:
+    """The layer that does what another and a norm do in evaluation mode, as long as the values of both stay."""
+
+    def __init__(self, layer: nn.Module, norm: nn.Module) -> None:
+        owners = (layer, *layer._modules.values(), norm)
+        self._seen = [
+            (tensors, name, t, t.data_ptr(), None if t.is_inference() else t._version)
+            for owner in owners
+            if owner is not None
+            for tensors in (owner._parameters, owner._buffers)
+            for name, t in tensors.items()
+            if t is not None
+        ]
+        with torch.no_grad():
+            self.layer = _fold(layer, norm)
+
+    def holds(self) -> bool:
+        """Whether no tensor is another, or was written to, as far as torch knows."""
+        for tensors, name, tensor, place, version in self._seen:
+            if tensors.get(name) is not tensor or tensor.data_ptr() != place:
+                return False
+            if version is not None and tensor._version != version:
+                return False
+        return True
 
 
-def _state(*modules: nn.Module) -> list[tuple[Any, ...]]:
-    """Something that changes when the values of layers do."""
-    state: list[tuple[Any, ...]] = []
-    for module in modules:
-        for part in (module, *module._modules.values()):
-            if part is not None:
-                for t in (*part._parameters.values(), *part._buffers.values()):
-                    if t is not None:
-                        state.append((id(t), t.data_ptr(), 0 if t.is_inference() else t._version))
-    return state
+# By layer and norm. Copies of a model make their own.
+_FOLDED: WeakKeyDictionary[nn.Module, WeakKeyDictionary[nn.Module, _Folded]] = WeakKeyDictionary()
 
 
 def _folded(layer: nn.Module, norm: nn.Module) -> nn.Module:
-    """The layer that does what `layer` and `norm` do in evaluation mode."""
     known = _FOLDED.get(layer)
     if known is None:
         known = _FOLDED[layer] = WeakKeyDictionary()
-    state = _state(layer, norm)
     found = known.get(norm)
-    if found is None or found[0] != state:
-        with torch.no_grad():
-            found = known[norm] = (state, _fold(layer, norm))
-    return found[1]
+    if found is None or not found.holds():
+        found = known[norm] = _Folded(layer, norm)
+    return found.layer
 
 
 def _fold(layer: Any, norm: Any) -> nn.Module:
