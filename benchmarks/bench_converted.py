@@ -2,9 +2,10 @@
 
     python benchmarks/bench_converted.py [-p PATTERN] [--sparsity 0.9] [--batch 1] [--dtype DTYPE] [--json FILE]
 
-Contenders are called in turns, one thread each; the least processor time of each counts. Dense are PyTorch in both memory formats
-and, if it is installed, OpenVINO, whose compiler fuses as we do. The weights are random and pruned once: times do not
-depend on what they are. Errors are the largest difference to the dense answer in units of its largest number.
+Contenders are called in turns, one thread each; the least processor time of each counts. Dense are PyTorch in both
+memory formats and, if it is installed, OpenVINO, whose compiler fuses as we do. The weights are random and pruned once:
+times do not depend on what they are. Errors are the largest difference to the dense answer in units of its largest
+number.
 """
 
 from __future__ import annotations

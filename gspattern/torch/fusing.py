@@ -104,6 +104,8 @@ def _learns(*modules: nn.Module) -> bool:
 
 def _fits(residual: Any, layer: GSConv | GSLinear, x: torch.Tensor) -> bool:
     """Whether a summand is what the kernels add: a tensor of the shape and type of the result."""
+    if torch.compiler.is_compiling():  # compilers know better, and cannot look into a cache
+        return False
     if not isinstance(residual, torch.Tensor) or residual.dtype != x.dtype:
         return False
     if isinstance(layer, GSLinear):
