@@ -28,20 +28,23 @@ def recipes():
 
 
 def test_every_recipe_is_short_and_tested():
-    assert list(recipes()) == ["setup", "one-shot", "gradual", "admm", "global budget", "ddp"]
+    assert list(recipes()) == [
+        *("setup", "one-shot", "gradual", "admm", "global budget", "ddp", "after training")
+    ]
     assert all(len(code.splitlines()) <= 10 for name, code in recipes().items() if name != "setup")
 
 
 @pytest.mark.parametrize(
     ("recipe", "sparsity", "least"),
-    [("one-shot", 0.8, 0.85), ("gradual", 0.9, 0.85), ("admm", 0.9, 0.85), ("global budget", 0.9, 0.8)],
+    [("one-shot", 0.8, 0.85), ("after training", 0.8, 0.85), ("gradual", 0.9, 0.85), ("admm", 0.9, 0.85), ("global budget", 0.9, 0.8)],
 )  # fmt: skip
 def test_recipes(recipe, sparsity, least, capsys):
     variables = {}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        exec(recipes()["setup"] + recipes()[recipe], variables)
+        before = recipes()["one-shot"] if recipe == "after training" else ""
+        exec(recipes()["setup"] + before + recipes()[recipe], variables)
     finally:
         torch.set_num_threads(threads)
     model, pruner = variables["model"], variables["pruner"]
@@ -51,6 +54,9 @@ def test_recipes(recipe, sparsity, least, capsys):
         assert gs.check(mask.numpy(), "gs(8,8)")
         assert torch.count_nonzero(model.get_parameter(name)[~mask]) == 0
     assert variables["accuracy"](model) > least
+    if recipe == "after training":
+        assert variables["program"].module()(variables["x"][:2]).shape == (2, 10)
+        assert variables["accuracy"](variables["fast"]) > least
     if recipe == "one-shot":
         assert variables["accuracy"](variables["fast"]) == variables["accuracy"](model)
 

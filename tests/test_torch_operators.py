@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import pickle
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="the extra `torch` is not installed")
@@ -12,6 +16,7 @@ torch = pytest.importorskip("torch", reason="the extra `torch` is not installed"
 from torch import nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
+import gspattern as gs  # noqa: E402
 from gspattern.torch import (  # noqa: E402
     GSGRU,
     GSLSTM,
@@ -19,6 +24,7 @@ from gspattern.torch import (  # noqa: E402
     GSConv2d,
     GSLinear,
     convert,
+    matrices,
     operators,
     prune_,
 )
@@ -263,3 +269,191 @@ def test_traced_models_call_the_operators(tmp_path):
     torch.jit.save(traced, tmp_path / "net.pt")
     x = torch.randn(4, 6, 10)
     assert torch.equal(torch.jit.load(tmp_path / "net.pt")(x), model(x))
+
+
+# --------------------------------------------------------------------- fine-tuning
+
+
+@pytest.mark.parametrize("pattern", ["gs(8,2)", "gs(8,1)+scatter", "block(3,5)"])
+def test_fine_tuning_is_that_of_the_masked_dense_model(pattern):
+    model = Net().double().train()
+    for name in ("conv", "lstm", "cell", "one"):
+        pruned(model.get_submodule(name), pattern)
+    fast = convert(copy.deepcopy(model), keep_dense=False).requires_grad_()
+    kept = {
+        name: parameter != 0 for name, parameter in model.named_parameters() if parameter.dim() > 1
+    }
+    structures = {n: b.clone() for n, b in fast.named_buffers() if n.endswith("structure")}
+    losses = []
+    for net in (model, fast):
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(5):
+            x = torch.randn(4, 6, 9, generator=generator, dtype=torch.float64)
+            loss = (net(x) - x.mean(dim=(1, 2))[:, None]).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+            with torch.no_grad():  # as Pruner does
+                for name, mask in kept.items() if net is model else ():
+                    model.get_parameter(name).mul_(mask)
+    assert losses[:5] == pytest.approx(losses[5:], rel=1e-9)
+    assert losses[4] < losses[0]
+    for name, buffer in structures.items():
+        assert torch.equal(fast.get_buffer(name), buffer)
+    state = model.state_dict()
+    for name, value in matrices(fast).items():
+        dense = value
+        if isinstance(value, gs.Matrix):
+            dense = value.to_dense()
+            dense = gs.from_matrix(dense, value.kernel_shape) if value.kernel_shape else dense
+        torch.testing.assert_close(torch.from_numpy(np.array(dense)), state[name])
+    with torch.no_grad():
+        torch.testing.assert_close(fast.eval()(x), model.eval()(x))
+
+
+def linear_layer(dtype=None, pattern="gs(8,2)"):
+    return GSLinear.from_linear(pruned(nn.Linear(24, 14), pattern), dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])
+def test_gradients_in_other_types(dtype):
+    layer = linear_layer(dtype)
+    weight = layer.to_dense().weight.detach().float()
+    for given in (torch.float32, torch.bfloat16):
+        x = torch.randn(3, 24).to(given).requires_grad_()
+        y = layer(x)
+        assert y.dtype == given
+        grad = torch.randn(3, 14).to(given)
+        y.backward(grad)
+        assert x.grad.dtype == given
+        error = 2e-2 if given == torch.bfloat16 else 1e-6
+        torch.testing.assert_close(x.grad.float(), grad.float() @ weight, rtol=error, atol=error)
+    if dtype == "int8":
+        with pytest.raises(RuntimeError, match="only Tensors of floating point"):
+            layer.requires_grad_()
+    else:
+        layer.requires_grad_()
+        layer(torch.randn(3, 24)).sum().backward()
+        assert layer.weight.values.grad.dtype == layer.weight.values.dtype
+
+
+def test_changes_of_values_are_seen():
+    layer = linear_layer()
+    values, x = layer.weight.values, torch.randn(2, 24)
+    y = layer(x)
+    unbiased = y - layer.bias
+    assert not layer(x).requires_grad
+    with torch.no_grad():
+        values.mul_(2)
+    torch.testing.assert_close(layer(x) - layer.bias, 2 * unbiased)
+    values.data = values.data / 4
+    torch.testing.assert_close(layer(x) - layer.bias, unbiased / 2)
+    values.requires_grad_()
+    layer(x)
+    values.data.mul_(8)  # which no version counter tells
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x) - layer.bias, 4 * unbiased)
+    before = layer.matrix
+    copied = before.values.copy()
+    with torch.no_grad():
+        values.zero_()
+    assert np.array_equal(before.values, copied)
+    assert torch.equal(layer(x), layer.bias.expand(2, 14))
+
+
+def test_places_outside_the_matrix_stay_zero():
+    layer = linear_layer(pattern="block(4,5)")  # the last blocks stick out on both sides
+    x = torch.randn(2, 24)
+    with torch.no_grad():
+        layer.weight.values.fill_(1)
+    expected = x @ torch.from_numpy(layer.matrix.mask()).float().T + layer.bias
+    torch.testing.assert_close(layer(x), expected)
+    assert layer.matrix.to_dense().sum() == layer.matrix.nnz
+
+
+def test_layers_that_are_made_or_loaded_in_inference_mode():
+    dense = pruned(nn.Linear(24, 14))
+    with torch.inference_mode():
+        layer = GSLinear.from_linear(dense)
+        x = torch.randn(2, 24)
+        y = layer(x)
+        other = copy.deepcopy(layer)
+        other.weight.values = nn.Parameter(other.weight.values.clone(), requires_grad=False)
+        assert other.weight.values.is_inference()
+        assert torch.equal(other(x), y)
+        other.weight.values.zero_()
+        assert torch.equal(other(x), other.bias.expand(2, 14))
+    layer.requires_grad_()
+    layer(torch.randn(2, 24)).sum().backward()
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_copies_go_their_own_way(duplicate):
+    model = fast_net().requires_grad_()
+    twin = duplicate(model)
+    x = torch.randn(3, 6, 10)
+    y = model(x)
+    assert torch.equal(twin(x), y)
+    assert [p.requires_grad for p in twin.parameters()] == [True] * len(list(model.parameters()))
+    twin(x).sum().backward()
+    torch.optim.SGD(twin.parameters(), lr=0.1).step()
+    assert torch.equal(model(x), y)
+    assert not torch.allclose(twin(x), y)
+    model.load_state_dict(twin.state_dict())
+    assert torch.equal(model(x), twin(x))
+
+
+def test_loading_keeps_the_parameters_that_an_optimizer_holds():
+    first = linear_layer()
+    second = copy.deepcopy(first)
+    with torch.no_grad():
+        second.weight.values.mul_(3)
+    values, x = first.weight.values, torch.randn(2, 24)
+    first.load_state_dict(second.state_dict())
+    assert first.weight.values is values
+    assert torch.equal(first(x), second(x))
+    state = second.state_dict()
+    assert list(state) == ["bias", "weight.values", "weight.structure"]
+    broken = {**state, "weight.structure": state["weight.structure"].clone()}
+    broken["weight.structure"][-3:] ^= 255
+    with pytest.raises(gs.FormatError):
+        first.load_state_dict(broken)
+
+
+def test_autocast_is_that_of_torch():
+    model = nn.ModuleList([nn.Linear(24, 16), nn.Conv1d(24, 16, 3), nn.LSTM(24, 16), nn.GRUCell(24, 16)])  # fmt: skip
+    inputs = [torch.randn(2, 24), torch.randn(2, 24, 5), torch.randn(2, 3, 24), torch.randn(2, 24)]
+    layers = [pruned(layer, "gs(8,8)") for layer in model]
+    compacts = [convert(layer, keep_dense=False) for layer in layers]
+    with torch.autocast("cpu"), torch.no_grad():
+        for layer, compact, x in zip(layers, compacts, inputs, strict=True):
+            y, expected = (
+                m(x)[0] if isinstance(layer, nn.LSTM) else m(x) for m in (compact, layer)
+            )
+            assert y.dtype == expected.dtype
+            torch.testing.assert_close(y, expected, rtol=0.05, atol=0.05)
+
+
+def test_nothing_is_known_of_layers_that_are_gone():
+    gc.collect()
+    before = len(operators._known)
+    layer = linear_layer()
+    layer(torch.randn(1, 24))
+    assert len(operators._known) == before + 1
+    del layer
+    gc.collect()
+    assert len(operators._known) == before
+
+
+def test_programs_that_lie_about_shapes_are_refused():
+    layer = linear_layer()
+    values, structure = layer.weight.values, layer.weight.structure
+    x = torch.randn(3, 24)
+    with pytest.raises(ValueError, match=r"must have shape \(15, 24\), got \(14, 24\)"):
+        operators.linear(x, values, structure, (15, 24), None, None, "none", 0.0, 0.0)
+    with pytest.raises(gs.FormatError, match="no structure of a matrix"):
+        operators.linear(x, values, structure[:40], (14, 24), None, None, "none", 0.0, 0.0)
+    with pytest.raises(gs.FormatError):
+        operators.linear(x, values[:-1], structure, (14, 24), None, None, "none", 0.0, 0.0)

@@ -15,7 +15,7 @@ from gspattern.patterns import Pattern
 from gspattern.plans import Activation
 from gspattern.torch import operators
 from gspattern.torch.modules import OneMatrix, autocast, encode_weight, trainable
-from gspattern.torch.operators import is_watched, matrix_of, named, tensor_of
+from gspattern.torch.operators import is_watched, matrix_of, named, operand_dtype, tensor_of
 from gspattern.torch.targets import ATTRIBUTE, PrunedWeight, from_matrix
 
 C = TypeVar("C", bound="GSConv")
@@ -159,15 +159,17 @@ class GSConv(OneMatrix):
         ValueError
             If the input has other dimensions or channels.
         """
-        values, structure = self.weight.values, self.weight.structure
-        bias: torch.Tensor | None = self.bias
+        weight: Any = self._modules["weight"]
+        values, structure = weight._parameters["values"], weight._buffers["structure"]
+        bias: torch.Tensor | None = self._parameters["bias"]
         x = autocast(input)
         given = x.dtype
-        compute = torch.float64 if values.dtype is torch.float64 else torch.float32
-        x = x.to(compute)
-        if bias is not None:
+        compute = operand_dtype(values.dtype, given)
+        if given is not compute:
+            x = x.to(compute)
+        if bias is not None and bias.dtype is not compute:
             bias = bias.to(compute)
-        if residual is not None:
+        if residual is not None and residual.dtype is not compute:
             residual = residual.to(compute)
         padding = self.padding
         if self.padding_mode != "zeros":
@@ -188,7 +190,7 @@ class GSConv(OneMatrix):
             y = operators.convolution(
                 matrix, x, bias, self.stride, padding, self.dilation, activation, residual
             )
-        return y.to(given)
+        return y if given is compute else y.to(given)
 
     def _pads(self) -> list[int]:
         """What `torch.nn.functional.pad` takes: before and behind, the last dimension first."""

@@ -212,7 +212,8 @@ class GSLinear(OneMatrix):
         weight: Any = self._modules["weight"]
         values, structure = weight._parameters["values"], weight._buffers["structure"]
         bias: torch.Tensor | None = self._parameters["bias"]
-        x = autocast(x)
+        if torch.is_autocast_enabled("cpu"):
+            x = autocast(x)
         given = x.dtype
         compute = operand_dtype(values.dtype, given)
         if given is not compute:

@@ -72,14 +72,18 @@ class _Known:
         _known[key] = self
 
     def is_current(self, values: torch.Tensor, structure: torch.Tensor) -> bool:
-        """Whether neither of the tensors changed.
+        """Whether the tensors are still these, as they were.
 
         While values are trained they are compared: some write to them behind the back of their version counter
         (``p.data``), as tensors made in inference mode have none.
         """
-        if self.version != _version(values, structure):
+        if (
+            self.values() is not values
+            or self.structure() is not structure
+            or self.version != _version(values, structure)
+        ):
             return False
-        if values.requires_grad or self.copied:
+        if self.copied or values.requires_grad:
             return self.copied and np.array_equal(self.matrix.values, _array(values))
         return True
 
@@ -139,19 +143,21 @@ def check(values: torch.Tensor, structure: torch.Tensor) -> Matrix:
 
 def _find(values: torch.Tensor, structure: torch.Tensor) -> _Known:
     known = _known.get(id(values))
-    if known is None or known.values() is not values or known.structure() is not structure:
-        return _Known(values, structure, check(values, structure))
-    if known.is_current(values, structure):
+    if known is not None and known.is_current(values, structure):
         return known
-    matrix = known.matrix
-    same = known.version[2:] == _version(values, structure)[2:] and (
-        matrix.values.shape == tuple(values.shape)
-        and (values.dtype is torch.int8) == (matrix.dtype == np.int8)
+    same = (
+        known is not None
+        and known.values() is values
+        and known.structure() is structure
+        and known.version[2:] == _version(values, structure)[2:]
+        and known.matrix.values.shape == tuple(values.shape)
+        and (known.matrix.dtype == np.int8) == (values.dtype is torch.int8)
     )
-    places = known._places
-    known = _Known(values, structure, matrix if same else check(values, structure))
-    known._places = places if same else None
-    return known
+    if known is None or not same:
+        return _Known(values, structure, check(values, structure))
+    after = _Known(values, structure, known.matrix)
+    after._places = known._places
+    return after
 
 
 def matrix_of(values: torch.Tensor, structure: torch.Tensor) -> Matrix:
@@ -164,6 +170,17 @@ def matrix_of(values: torch.Tensor, structure: torch.Tensor) -> Matrix:
     FormatError
         If the tensors do not hold a valid matrix.
     """
+    known = _known.get(id(values))
+    # As `is_current` says, for the case that is as frequent as calls of layers are.
+    if (
+        known is not None
+        and not known.copied
+        and not values.requires_grad
+        and known.values() is values
+        and known.structure() is structure
+        and known.version == _version(values, structure)
+    ):
+        return known.matrix
     return _find(values, structure).matrix
 
 
@@ -192,6 +209,11 @@ def _array(tensor: torch.Tensor) -> npt.NDArray[Any]:
     return tensor.contiguous().numpy()
 
 
+def _plain(tensor: torch.Tensor) -> npt.NDArray[Any]:
+    """A tensor of a type that NumPy has as an array in the same memory, with its strides."""
+    return (tensor.detach() if tensor.requires_grad else tensor).numpy()
+
+
 def _tensor(array: npt.NDArray[Any]) -> torch.Tensor:
     """The way back from `_array`."""
     if array.dtype == ml_dtypes.bfloat16:
@@ -201,6 +223,7 @@ def _tensor(array: npt.NDArray[Any]) -> torch.Tensor:
 
 # ------------------------------------------------------------------ who watches
 
+_is_compiled = torch.compiler.is_dynamo_compiling
 _tracing = torch._C._get_tracing_state
 _modes = torch._C._len_torch_dispatch_stack
 _transforms = torch._C._are_functorch_transforms_active
@@ -211,7 +234,7 @@ def is_watched(*tensors: torch.Tensor | None) -> bool:
 
     Otherwise kernels are called at once, which spares a small layer most of its time.
     """
-    if torch.compiler.is_compiling():
+    if _is_compiled():
         return True
     if torch.is_grad_enabled():
         for tensor in tensors:
@@ -225,9 +248,9 @@ def is_watched(*tensors: torch.Tensor | None) -> bool:
 
 def use_torch_threads() -> None:
     """Let kernels use as many threads as torch may."""
-    threads = min(torch.get_num_threads(), MOST_THREADS)
+    threads = torch.get_num_threads()
     if threads != _core.get_num_threads():
-        set_num_threads(threads)
+        set_num_threads(min(threads, MOST_THREADS))
 
 
 def named(activation: Activation) -> Named:
@@ -291,7 +314,7 @@ def _sum_dtype(values: torch.dtype) -> torch.dtype:
 
 
 def operand_dtype(values: torch.dtype, x: torch.dtype) -> torch.dtype:
-    """What a linear product takes x, bias and residual as."""
+    """What linear products and convolutions take x, bias and residual as."""
     if values is x is torch.bfloat16:
         return x
     return _sum_dtype(values)
@@ -338,9 +361,9 @@ def linear_product(
         arrays = (None if tensor is None else _array(tensor) for tensor in (bias, residual))
         return _tensor(matrix.linear(_array(x), next(arrays), activation, next(arrays)))
     # Small layers take two microseconds: what follows converts nothing that is right already.
-    array = (x.detach() if x.requires_grad else x).contiguous().numpy()
-    addend = None if bias is None else bias.detach().numpy()
-    other = None if residual is None else residual.detach().contiguous().numpy()
+    array = _plain(x if x.is_contiguous() else x.contiguous())
+    addend = None if bias is None else _plain(bias)
+    other = None if residual is None else _plain(residual.contiguous())
     number = 0 if activation is None else _activation_number(activation)
     plan = plan_for_samples(matrix, array.size // max(1, matrix.shape[1]))
     return torch.from_numpy(plan.linear(array, addend, number, other, None))
@@ -446,17 +469,18 @@ def convolution(
 ) -> torch.Tensor:
     """What `convolve` computes, by the kernels."""
     use_torch_threads()
+    array = _array if x.dtype is torch.bfloat16 else _plain
     y = (conv1d if len(stride) == 1 else conv2d)(
-        (x.detach() if x.requires_grad else x).numpy(),
+        array(x),
         matrix,
-        None if bias is None else bias.detach().numpy(),
-        tuple(stride),
-        padding if isinstance(padding, str) else tuple(padding),
-        tuple(dilation),
+        None if bias is None else array(bias),
+        stride,
+        padding,
+        dilation,
         activation=activation,
-        residual=None if residual is None else residual.detach().numpy(),
+        residual=None if residual is None else array(residual),
     )
-    return torch.from_numpy(y)
+    return _tensor(y)
 
 
 @torch.library.custom_op(
@@ -484,10 +508,10 @@ def convolve(
 ) -> torch.Tensor:
     """Compute ``activation(convolution(x, W) + bias + residual)`` in one or two dimensions.
 
-    x is [N, Ci, ...] or [Ci, ...], by channel or channels_last, `kernel_shape` [Co, Ci, ...]; all of one type, float64
-    if the values are, else float32. No `padding` at all stands for "same".
+    x is [N, Ci, ...] or [Ci, ...], by channel or channels_last, `kernel_shape` [Co, Ci, ...]; types are those of
+    `linear`. No `padding` at all stands for "same".
     """
-    given = tuple(padding) if padding else "same"
+    given = padding or "same"
     matrix = _shaped(values, structure, kernel_shape[0], math.prod(kernel_shape[1:]))
     how = _activation(activation, low, high)
     return convolution(matrix, x, bias, stride, given, dilation, how, residual)
@@ -549,21 +573,23 @@ def _convolve_backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | Non
             both = tap * (taps - 1)
             pads += [both // 2, both - both // 2]
     batched = x.dim() == dims + 2
-    images = functional.pad(x if batched else x[None], pads)
+    given, wide = x.dtype, flat.dtype
+    images = functional.pad((x if batched else x[None]).to(wide), pads)
 
     def sums() -> torch.Tensor:
         function = functional.conv1d if dims == 1 else functional.conv2d
-        z = function(images, weights, bias, stride, padding, dilation)
+        addend = None if bias is None else bias.to(wide)
+        z = function(images, weights, addend, stride, padding, dilation)
         z = z if batched else z[0]
         return z if residual is None else z + residual
 
-    grad = _before(grad, y, ctx.activation, sums)
+    grad = _before(grad.to(wide), None if y is None else y.to(wide), ctx.activation, sums)
     grad_x, grad_weights, grad_bias = torch.ops.aten.convolution_backward(
         grad if batched else grad[None], images, weights, [out], stride, padding, dilation,
         False, [0] * dims, 1, [need_x, need_values, need_bias],
     )  # fmt: skip
     if need_x:
-        grad_x = functional.pad(grad_x, [-pad for pad in pads])
+        grad_x = functional.pad(grad_x, [-pad for pad in pads]).to(given)
         grad_x = grad_x if batched else grad_x[0]
     if need_values:
         grad_weights = kept(grad_weights.movedim(1, -1).reshape(out, -1), values, structure)
@@ -571,8 +597,8 @@ def _convolve_backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | Non
         grad_x if need_x else None,
         grad_weights if need_values else None,
         *(None,) * 5,
-        grad_bias if need_bias else None,
-        grad if need_residual else None,
+        grad_bias.to(given) if need_bias else None,
+        grad.to(given) if need_residual else None,
         *(None,) * 3,
     )
 
@@ -604,11 +630,11 @@ def recurrence(
     for i in range(0, len(values), 2):
         params += matrix_of(values[i], structures[i]), matrix_of(values[i + 1], structures[i + 1])
         for bias in biases[i : i + 2]:
-            params.append(bias.detach().numpy() if bias.numel() else None)
+            params.append(_plain(bias) if bias.numel() else None)
     lengths = None if batch_sizes is None else batch_sizes.numpy()
-    given, h = x.detach().numpy(), None if h_0 is None else h_0.detach().numpy()
+    given, h = _plain(x), None if h_0 is None else _plain(h_0)
     if cell == LSTM:
-        hx = None if c_0 is None or h is None else (h, c_0.detach().numpy())
+        hx = None if c_0 is None or h is None else (h, _plain(c_0))
         y, (h_n, c_n) = recurrent.lstm(
             given, params, hx, batch_sizes=lengths, bidirectional=bidirectional
         )

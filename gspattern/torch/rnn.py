@@ -169,9 +169,9 @@ class GSRecurrent(Compact):
         biases: list[torch.Tensor] = []
         for name in self._biases if self.bias else ():
             bias = self._parameters[name]
-            biases.append(torch.empty(0, dtype=compute) if bias is None else bias.to(compute))
-        x = x.to(compute)
-        states = [state.to(compute) for state in hx]
+            biases.append(torch.empty(0, dtype=compute) if bias is None else _as(bias, compute))
+        x = _as(x, compute)
+        states = [_as(state, compute) for state in hx]
         if is_watched(x, *states, *values, *biases):
             if batch_sizes is not None and not states:
                 shape = len(weights) // 2, int(batch_sizes[0]), self.hidden_size
@@ -185,7 +185,7 @@ class GSRecurrent(Compact):
         how = cell, self.hidden_size, getattr(self, "bidirectional", False)
         y, h_n, c_n = run(x, values, structures, biases, h_0, c_0, batch_sizes, *how)
         results = (y, h_n, c_n) if self.cell is LSTM else (y, h_n)
-        return tuple(result.to(given) for result in results)
+        return tuple(_as(result, given) for result in results)
 
     def _states(self, hx: Any) -> tuple[torch.Tensor, ...]:
         """The states that were given: two, one or none."""
@@ -349,6 +349,11 @@ class GSGRUCell(_Cell):
     def forward(self, input: torch.Tensor, hx: torch.Tensor | None = None) -> torch.Tensor:
         """Do one step; returns h, as `torch.nn.GRUCell`."""
         return self._step(input, hx)[0]
+
+
+def _as(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    # A step of a small cell takes no longer than a few conversions that change nothing.
+    return tensor if tensor.dtype is dtype else tensor.to(dtype)
 
 
 def _names(layer: nn.Module) -> list[str]:
