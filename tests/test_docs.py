@@ -36,8 +36,14 @@ def test_every_recipe_is_short_and_tested():
 
 @pytest.mark.parametrize(
     ("recipe", "sparsity", "least"),
-    [("one-shot", 0.8, 0.85), ("after training", 0.8, 0.85), ("gradual", 0.9, 0.85), ("admm", 0.9, 0.85), ("global budget", 0.9, 0.8)],
-)  # fmt: skip
+    [
+        ("one-shot", 0.8, 0.85),
+        ("after training", 0.8, 0.85),
+        ("gradual", 0.9, 0.85),
+        ("admm", 0.9, 0.85),
+        ("global budget", 0.9, 0.8),
+    ],
+)
 def test_recipes(recipe, sparsity, least, capsys):
     variables = {}
     threads = torch.get_num_threads()
@@ -55,7 +61,7 @@ def test_recipes(recipe, sparsity, least, capsys):
         assert torch.count_nonzero(model.get_parameter(name)[~mask]) == 0
     assert variables["accuracy"](model) > least
     if recipe == "after training":
-        assert variables["program"].module()(variables["x"][:2]).shape == (2, 10)
+        assert variables["program"].module()(variables["x"][:1]).shape == (1, 10)
         assert variables["accuracy"](variables["fast"]) > least
     if recipe == "one-shot":
         assert variables["accuracy"](variables["fast"]) == variables["accuracy"](model)

@@ -339,6 +339,25 @@ def test_gradients_in_other_types(dtype):
         assert layer.weight.values.grad.dtype == layer.weight.values.dtype
 
 
+@pytest.mark.parametrize("activation", [None, "relu", "silu"])
+def test_gradients_of_convolutions_in_bfloat16(activation):
+    layer = pruned(nn.Conv1d(16, 8, 3, padding=1), "gs(8,2)")
+    compact = GSConv1d.from_conv(layer, dtype="bfloat16")
+    x = torch.randn(2, 16, 9).bfloat16().requires_grad_()
+    residual = torch.randn(2, 8, 9).bfloat16().requires_grad_()
+    y = compact(x, residual, activation)
+    assert y.dtype == torch.bfloat16
+    exact = compact.to_dense().float()(x.float()) + residual.float()
+    exact = ACTIVATIONS[activation or "none"](exact)
+    torch.testing.assert_close(y.float(), exact, rtol=0.02, atol=0.02)
+    got, expected = (
+        torch.autograd.grad(z.float().square().sum(), (x, residual)) for z in (y, exact)
+    )
+    for a, b in zip(got, expected, strict=True):
+        assert a.dtype == torch.bfloat16
+        torch.testing.assert_close(a, b, rtol=0.05, atol=0.1)
+
+
 def test_changes_of_values_are_seen():
     layer = linear_layer()
     values, x = layer.weight.values, torch.randn(2, 24)
