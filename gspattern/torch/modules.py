@@ -239,19 +239,25 @@ class GSLinear(OneMatrix):
 def matrices(model: nn.Module) -> dict[str, Matrix | npt.NDArray[Any]]:
     """All parameters and buffers of a converted model, by the names that they had before it was converted.
 
-    Compact layers give a `Matrix`, everything else is a plain array: what `gspattern.save_file` takes. A tensor of
-    several names, such as an embedding that encoder and decoder share, is there once, under the first.
+    Compact layers give a `Matrix`, everything else is a plain array: what `gspattern.save_file` takes. What has several
+    names, such as an embedding that encoder and decoder share, is there once, under the first.
     """
-    compact = {
+    values = model.state_dict()
+    first = first_names(model)
+    compact: dict[str, Matrix | npt.NDArray[Any]] = {
         name: module.matrix
+        for name, module in model.named_modules()
+        if isinstance(module, CompactWeight)
+    }
+    inside = {
+        name
         for name, module in model.named_modules(remove_duplicate=False)
         if isinstance(module, CompactWeight)
     }
-    values = model.state_dict()
     plain = {
         name: array_of(values[name])
-        for name, first in first_names(model).items()
-        if name == first and name.rpartition(".")[0] not in compact
+        for name in first
+        if name == first[name] and name.rpartition(".")[0] not in inside
     }
     return {**compact, **plain}
 

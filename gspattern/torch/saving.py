@@ -128,11 +128,16 @@ def load(path: str | PathLike[str], model: M) -> M:
             for key in (prefix + own_key for own_key in module._parameters)
             if key in tensors
         }
+        if id(module) in made:  # the file has it under its first name, or under all
+            for key in own:
+                tensors.pop(prefix + key)
+            parent, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(parent), attribute, made[id(module)])
+            continue
         if not any(isinstance(value, Matrix) for value in own.values()):
             continue
         _check_shapes(prefix, module, own)
-        compact = made.get(id(module)) or _compact_from(name, module, own)
-        made[id(module)] = compact
+        compact = made[id(module)] = _compact_from(name, module, own)
         for key in own:
             tensors.pop(prefix + key)
         if not name:
