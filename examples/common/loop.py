@@ -40,7 +40,9 @@ from gspattern.torch import Pruner, Report, Schedule, admm, cubic, iterative, li
 PHASES: tuple[Phase, ...] = ("dense", "prune")
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 PLACED = StateDictOptions(full_state_dict=True, broadcast_from_rank0=False)
+RAMP = 0.45  # share of the pruning steps in which sparsity grows; in the rest weights recover
 CHOICES = 20  # of masks, on the way to the final sparsity
+LOOK = 10  # steps between two looks at the loss, for which a GPU must finish what it does
 GO, SAVE, STOP = range(3)
 
 
@@ -108,7 +110,6 @@ class _Run:
         self.model = processes.share(model := task.initial(), task.blocks(model))
         if self.state is not None:
             self.place = Place(**self.state["place"])
-            set_model_state_dict(self.model, self.state["model"], options=PLACED)
         self.journal = Journal(
             self.options.out, self.place.rows, self.options.tensorboard and processes.first
         )
@@ -167,37 +168,40 @@ class _Run:
         while place.step < steps:
             epoch, first = divmod(place.step, self.steps)
             start, earlier = time.monotonic(), place.seconds
-            bar = tqdm(
+            self.model.train()
+            loss = torch.tensor(place.loss, dtype=torch.float64, device=self.processes.device)
+            batches = task.batches(before + epoch, first, self.processes.rank, self.processes.ranks)
+            with tqdm(
                 total=self.steps, initial=first, unit="step", disable=not self.processes.first,
                 desc=f"{phase} {before + epoch + 1}/{before + epochs}",
-            )  # fmt: skip
-            self.model.train()
-            with bar:
-                for batch in task.batches(
-                    before + epoch, first, self.processes.rank, self.processes.ranks
-                ):
+            ) as bar:  # fmt: skip
+                for done, batch in enumerate(batches, start=first + 1):
                     for group, rate in zip(optimizer.param_groups, rates, strict=True):
                         group["lr"] = rate * task.rate(phase, place.step, steps)
                     self._seed()
-                    place.loss += self._step(batch)
+                    loss += self._step(batch)
                     place.step += 1
-                    place.seconds = earlier + time.monotonic() - start
                     bar.update()
-                    bar.set_postfix(loss=f"{place.loss / (bar.n or 1):.3f}", refresh=False)
-                    due = time.monotonic() - saved > 60 * options.save_minutes
-                    what = self.processes.most(max(self.signal, SAVE if due else GO))
-                    if what != GO and place.step % self.steps:
+                    if done % LOOK == 0 or done == self.steps:
+                        bar.set_postfix(loss=f"{_finite(loss) / done:.3f}", refresh=False)
+                    late = time.monotonic() - saved > 60 * options.save_minutes
+                    what = self.processes.most(max(self.signal, SAVE if late else GO))
+                    if what != GO and done < self.steps:
+                        place.loss = _finite(loss)
+                        place.seconds = earlier + time.monotonic() - start
                         self._save()
                         saved = time.monotonic()
-                    if what == STOP and place.step % self.steps:
-                        raise StoppedError
+                        if what == STOP:
+                            raise StoppedError
+            place.loss = _finite(loss)
+            place.seconds = earlier + time.monotonic() - start
             self._end_epoch(phase, before + epoch + 1)
             self._save()
             saved = time.monotonic()
             if self.processes.most(self.signal) == STOP:
                 raise StoppedError
 
-    def _step(self, batch: Any) -> float:
+    def _step(self, batch: Any) -> torch.Tensor:
         """One step of the optimiser; returns the loss."""
         assert self.optimizer is not None
         device = self.processes.device.type
@@ -211,10 +215,7 @@ class _Run:
         self.optimizer.step()
         if self.pruner is not None:
             self.pruner.step()
-        value = loss.item()
-        if not np.isfinite(value):
-            raise SystemExit(f"the loss is {value}: a smaller learning rate may help")
-        return value
+        return loss.detach()
 
     def _seed(self) -> None:
         """Set what torch draws in this step, such as dropout."""
@@ -236,7 +237,7 @@ class _Run:
             "epoch": epoch,
             "step": epoch * steps,
             "rate": self.optimizer.param_groups[0]["lr"],
-            "train_loss": loss if place.step else float("nan"),
+            "train_loss": loss if place.step else None,
             **metrics,
             "sparsity": zeros,
             "seconds": place.seconds,
@@ -311,10 +312,17 @@ class _Run:
                 signal.signal(kind, handler)
 
 
+def _finite(loss: torch.Tensor) -> float:
+    value = float(loss)
+    if not np.isfinite(value):
+        raise SystemExit(f"the loss is {value}: a smaller learning rate may help")
+    return value
+
+
 def make_pruner(
     model: nn.Module, optimizer: torch.optim.Optimizer, options: Options, steps: int
 ) -> Pruner:
-    """The Pruner that the options ask for, with a schedule that ends half way through so many steps."""
+    """The Pruner that the options ask for, with a schedule for so many steps."""
     return Pruner(
         model,
         options.pattern,
@@ -331,20 +339,20 @@ def make_pruner(
 
 
 def make_schedule(name: str, steps: int) -> Schedule | None:
-    """A schedule by its name; the rest of the steps, at least half, is for recovery under fixed masks.
+    """A schedule by its name, over the first steps of so many.
 
     Without steps it is None: the Pruner then prunes at once.
     """
     if steps == 0:
         return None
-    half = max(2, steps // 2)
-    every = max(1, half // CHOICES)
+    end = max(2, int(RAMP * steps))
+    every = max(1, end // CHOICES)
     return {  # all from step 1 on, when criteria have seen a gradient
-        "cubic": lambda: cubic(1, half, every),
-        "linear": lambda: linear(1, half, every),
+        "cubic": lambda: cubic(1, end, every),
+        "linear": lambda: linear(1, end, every),
         "one-shot": lambda: one_shot(1),
-        "iterative": lambda: iterative(rounds=5, every=max(1, half // 5), start=1),
-        "admm": lambda: admm(1, half, every),
+        "iterative": lambda: iterative(rounds=5, every=max(1, end // 5), start=1),
+        "admm": lambda: admm(1, end, every),
     }[name]()
 
 

@@ -28,7 +28,7 @@ class Options:
     sparsity: Annotated[float, Option(help="Share of zeros in the pruned weights.")] = 0.9
     schedule: Annotated[
         Literal["cubic", "linear", "one-shot", "iterative", "admm"],
-        Option(help="How sparsity is reached, within the first half of the pruning epochs."),
+        Option(help="How sparsity is reached in the first 45 % of the pruning steps."),
     ] = "cubic"
     scope: Annotated[
         Literal["layer", "global"], Option(help="The same sparsity in all layers, or one budget.")

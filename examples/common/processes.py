@@ -30,7 +30,9 @@ class Processes:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         if self.together:
-            distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+            # What is on the CPU does not wait for the GPU.
+            cuda = self.device.type == "cuda"
+            distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -71,10 +73,10 @@ class Processes:
         return self._reduced(values, distributed.ReduceOp.SUM)
 
     def _reduced(self, values: torch.Tensor, how: Any) -> torch.Tensor:
+        values = values.cpu()
         if self.ranks > 1:
-            values = values.to(self.device)
             distributed.all_reduce(values, how)
-        return values.cpu()
+        return values
 
     def agree_on_buffers(self, model: nn.Module) -> None:
         """Take the first process's running statistics, which are those that a checkpoint holds."""

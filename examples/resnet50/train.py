@@ -46,6 +46,8 @@ class ResNetOptions(Options):
     warmup: Annotated[float, Option(help="Share of the steps in which the rate rises.")] = 0.05
     workers: Annotated[int, Option(help="Processes that read images from a folder.")] = 4
 
+    FREE = (*Options.FREE, "workers")
+
     @property
     def pixels(self) -> int:
         return self.size or (64 if self.data == "glyphs" else 224)
