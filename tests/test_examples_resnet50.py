@@ -180,6 +180,17 @@ def test_a_run_goes_on_with_the_same_bits(tmp_path, changes, stop_at):
         run(tiny(tmp_path / "whole", resume=True, **changes, **{"sparsity": 0.5}))
 
 
+def test_what_cannot_be_is_said_at_once(tmp_path):
+    """Before the epochs of dense training, not behind them."""
+    for changes, message in (
+        ({"pattern": "gs(99,99)"}, "99"),
+        ({"sparsity": 90.0}, "did you mean 0.9"),
+        ({"exclude": ["layer9*"]}, "layer9"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(tiny(tmp_path, epochs=10**6, **changes))
+
+
 def test_a_loss_that_is_no_number_stops(tmp_path):
     with pytest.raises(SystemExit, match="the loss is nan: a smaller learning rate"):
         run(tiny(tmp_path, lr=1e30))
@@ -306,6 +317,8 @@ def test_folders_of_images(tmp_path, folder):
     assert torch.equal(x, batches[0][0])
     assert torch.equal(y, batches[0][1])
     assert len(run(chosen).rows) == 4
+    few = train.Classify(replace(chosen, test_images=2))
+    assert [y.tolist() for _, y, _ in few.test_batches(0, 1)] == [[0, 0]]
     with pytest.raises(SystemExit, match="holds no folders train/CLASS/"):
         data.FolderData(tmp_path / "nothing", 32, 0, 0)
 

@@ -3,6 +3,9 @@
 `train` runs a `Task` in this process or, under torchrun, in many (DistributedDataParallel or FSDP2). Every step sets
 the seed of torch's generator from the run's seed and the step, and batches and learning rates follow from the step as
 well, so that a checkpoint needs only weights, the optimiser's state, the Pruner's state and the step.
+
+A script of its own is a subclass of `Options` with its flags, one of `Task`, and
+`run(partial(main, MyTask), MyOptions)`: see examples/resnet50/train.py, and outcome.py for what follows training.
 """
 
 from __future__ import annotations
@@ -35,7 +38,17 @@ from examples.common.options import Options
 from examples.common.processes import Processes
 from examples.common.task import Phase, Tally, Task
 from gspattern import NM, parse_pattern
-from gspattern.torch import Pruner, Report, Schedule, admm, cubic, iterative, linear, one_shot
+from gspattern.torch import (
+    Pruner,
+    Report,
+    Schedule,
+    admm,
+    cubic,
+    iterative,
+    linear,
+    one_shot,
+    prune_,
+)
 
 PHASES: tuple[Phase, ...] = ("dense", "prune")
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -107,9 +120,13 @@ class _Run:
         self.state = self._found()  # of the checkpoint, until it is taken
         if processes.first:
             self.options.write()
-        self.model = processes.share(model := task.initial(), task.blocks(model))
         if self.state is not None:
             self.place = Place(**self.state["place"])
+        elif self.options.pattern != "dense":
+            # What cannot be pruned so is found out now, not after all the epochs before.
+            prune_(task.build(), **_pruning(self.options))
+        model = task.initial()
+        self.model = processes.share(model, task.blocks(model))
         self.journal = Journal(
             self.options.out, self.place.rows, self.options.tensorboard and processes.first
         )
@@ -156,7 +173,7 @@ class _Run:
         epochs = options.epochs if phase == "dense" else options.prune_epochs
         before = 0 if phase == "dense" else options.epochs
         steps = epochs * self.steps
-        optimizer = self.optimizer = task.optimizer(self.model, phase)
+        optimizer = self.optimizer = task.optimizer(self.model, phase, self.processes.ranks)
         rates = [group["lr"] for group in optimizer.param_groups]
         if phase == "prune":
             self.pruner = make_pruner(self.model, optimizer, options, steps)
@@ -262,6 +279,7 @@ class _Run:
         }
         if self.processes.first:
             _replace(self.checkpoint, lambda path: torch.save(state, path))
+        self.processes.most(GO)  # none ends, and begins again, before the file is there
 
     def _take_state(self) -> None:
         """Take the rest of the checkpoint, now that there are an optimiser and a Pruner."""
@@ -325,17 +343,25 @@ def make_pruner(
     """The Pruner that the options ask for, with a schedule for so many steps."""
     return Pruner(
         model,
-        options.pattern,
-        None if isinstance(parse_pattern(options.pattern), NM) else options.sparsity,
         optimizer=optimizer,
-        scope=options.scope,
         schedule=make_schedule(options.schedule, steps),
         criterion=options.criterion,
-        include=options.include,
-        exclude=options.exclude,
-        min_per_group=options.min_per_group,
         rewindable=False,
+        **_pruning(options),
     )
+
+
+def _pruning(options: Options) -> dict[str, Any]:
+    """The arguments of Pruner that say what is pruned to what."""
+    fixed = isinstance(parse_pattern(options.pattern), NM)
+    return {
+        "pattern": options.pattern,
+        "sparsity": None if fixed else options.sparsity,
+        "scope": options.scope,
+        "include": options.include,
+        "exclude": options.exclude,
+        "min_per_group": options.min_per_group,
+    }
 
 
 def make_schedule(name: str, steps: int) -> Schedule | None:

@@ -62,7 +62,7 @@ class Options:
     parallel: Annotated[
         Literal["ddp", "fsdp"], Option(help="How processes of torchrun share the model.")
     ] = "ddp"
-    threads: Annotated[int, Option(help="Of the CPU; 0 takes one per core.")] = 0
+    threads: Annotated[int, Option(help="Of every process; 0 takes one per core.")] = 0
     seconds: Annotated[float, Option(help="Time the networks for that long in the end.")] = 20
     resume: Annotated[
         bool, Option("--resume", help="Go on where the run in --out was, or begin it.")
@@ -77,8 +77,9 @@ class Options:
 
     @property
     def cores(self) -> int:
-        """The number of threads to use."""
-        return self.threads or len(os.sched_getaffinity(0))
+        """The number of threads that this process uses."""
+        share = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return self.threads or max(1, share)
 
     def recorded(self) -> dict[str, Any]:
         """All that decides the result, for checkpoints and results: numbers, strings, lists."""
@@ -135,7 +136,7 @@ def run(main: Callable[[Given], Any], kind: type[Given]) -> None:
     def command(**values: Any) -> None:
         main(kind(**values))
 
-    command.__doc__ = main.__doc__
+    command.__doc__ = inspect.getmodule(kind).__doc__
     command.__signature__ = inspect.Signature(parameters)
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -160,14 +160,13 @@ def latencies(calls: Mapping[str, Callable[[], Any]], seconds: float) -> Times:
 
 
 def peak_memory(
-    build: Callable[[], nn.Module], files: Mapping[str, Path], example: Any
+    build: Callable[[], nn.Module], files: Mapping[str, Path], example: tuple[Any, ...]
 ) -> dict[str, int]:
     """Bytes that a process of its own needs at most to load a model from its file and call it once.
 
     What the interpreter and the libraries take is not counted.
     """
-    arguments = example if isinstance(example, tuple) else (example,)
-    plain = [a.numpy() if isinstance(a, torch.Tensor) else a for a in arguments]
+    plain = [a.numpy() if isinstance(a, torch.Tensor) else a for a in example]
     jobs = [(build, file, plain) for file in files.values()]
     with multiprocessing.get_context("spawn").Pool(len(jobs), maxtasksperchild=1) as pool:
         return dict(zip(files, pool.starmap(_peak, jobs, chunksize=1), strict=True))

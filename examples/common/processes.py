@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterable
 from typing import Any
 
@@ -83,3 +84,9 @@ class Processes:
         if self.ranks > 1:
             for buffer in model.buffers():
                 distributed.broadcast(buffer, 0)
+
+
+def prepare_worker(_: int) -> None:
+    """For a DataLoader's `worker_init_fn`: Ctrl-C is for the process that trains, which ends its workers itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

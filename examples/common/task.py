@@ -22,7 +22,8 @@ class Task(ABC):
     """A model and how it is trained and scored; `loop.train` does the rest.
 
     Nothing here keeps a state that changes: a batch, its augmentation and the learning rate follow from seed, epoch
-    and step alone, and so a run can go on at any step with the same bits.
+    and step alone, and so a run can go on at any step with the same bits. Workers of a DataLoader need
+    `processes.prepare_worker`.
 
     Attributes
     ----------
@@ -58,8 +59,8 @@ class Task(ABC):
         return ()
 
     @abstractmethod
-    def optimizer(self, model: nn.Module, phase: Phase) -> torch.optim.Optimizer:
-        """A new one, at the highest learning rates of a phase."""
+    def optimizer(self, model: nn.Module, phase: Phase, ranks: int) -> torch.optim.Optimizer:
+        """A new one, at the highest learning rates of a phase, when so many processes share a step."""
 
     @abstractmethod
     def rate(self, phase: Phase, step: int, steps: int) -> float:
@@ -94,13 +95,12 @@ class Task(ABC):
         """Figures by name, from the sums over all samples."""
 
     @abstractmethod
-    def example(self) -> Any:
-        """What the model is called with for one sample: a tensor, or a tuple of arguments."""
+    def example(self) -> tuple[Any, ...]:
+        """What the model is called with for one sample."""
 
     def call(self, model: nn.Module) -> Callable[[], Any]:
         """What is timed: the whole answer for one sample."""
-        example = self.example()
-        return partial(model, *(example if isinstance(example, tuple) else (example,)))
+        return partial(model, *self.example())
 
     def dense_forms(self, model: nn.Module) -> dict[str, Callable[[], Any]]:
         """`call` of the dense model by names, each a way in which torch may be fastest."""

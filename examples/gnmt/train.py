@@ -81,7 +81,7 @@ class Translate(Task):
         hidden = SIZES[options.size]
         self.build = partial(GNMT, self.corpus.words, hidden, dropout=options.dropout)
 
-    def optimizer(self, model: nn.Module, phase: Phase) -> torch.optim.Optimizer:
+    def optimizer(self, model: nn.Module, phase: Phase, ranks: int) -> torch.optim.Optimizer:
         return torch.optim.Adam(
             model.parameters(), self.o.lr if phase == "dense" else self.o.prune_lr
         )

@@ -78,7 +78,7 @@ class Transcribe(Task):
     def blocks(self, model: nn.Module) -> Iterable[nn.Module]:
         return model.encoder.layers  # type: ignore[return-value, union-attr]
 
-    def optimizer(self, model: nn.Module, phase: Phase) -> torch.optim.Optimizer:
+    def optimizer(self, model: nn.Module, phase: Phase, ranks: int) -> torch.optim.Optimizer:
         """NovoGrad with the betas of the published recipe."""
         rate = self.o.lr if phase == "dense" else self.o.prune_lr
         return NovoGrad(
@@ -168,9 +168,9 @@ class Transcribe(Task):
             }
         return found
 
-    def example(self) -> torch.Tensor:
+    def example(self) -> tuple[torch.Tensor]:
         """Features of 7 seconds, [1, 64, 704]."""
-        return torch.randn(1, BANDS, FRAMES, generator=torch.Generator().manual_seed(0))
+        return (torch.randn(1, BANDS, FRAMES, generator=torch.Generator().manual_seed(0)),)
 
 
 def word_errors(texts: list[str], heard: list[str]) -> tuple[int, int]:

@@ -16,6 +16,7 @@ import typer
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from examples.common.processes import prepare_worker
 from examples.resnet50 import glyphs
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp")
@@ -142,7 +143,13 @@ class FolderData:
             yield x, y, torch.zeros_like(y)
 
     def _loader(self, images: _Images, keys: list[list[Key]]) -> Iterator[Batch]:
-        loader = DataLoader(images, batch_sampler=keys, num_workers=self._workers)
+        loader = DataLoader(
+            images,
+            batch_sampler=keys,
+            num_workers=self._workers,
+            worker_init_fn=prepare_worker,
+            pin_memory=torch.cuda.is_available(),
+        )
         return ((x, y) for x, y in loader)
 
     def test_samples(self) -> int:

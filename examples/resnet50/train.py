@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -44,6 +43,7 @@ class ResNetOptions(Options):
     weight_decay: Annotated[float, Option(help="Of weights, not of norms and biases.")] = 3.05e-5
     smoothing: Annotated[float, Option(help="Of labels.")] = 0.1
     warmup: Annotated[float, Option(help="Share of the steps in which the rate rises.")] = 0.05
+    test_images: Annotated[int, Option(help="Score by so many; 0 takes all.")] = 0
     workers: Annotated[int, Option(help="Processes that read images from a folder.")] = 4
 
     FREE = (*Options.FREE, "workers")
@@ -84,10 +84,9 @@ class Classify(Task):
     def blocks(self, model: nn.Module) -> Iterable[nn.Module]:
         return [block for i in range(1, 5) for block in model.get_submodule(f"layer{i}")]
 
-    def optimizer(self, model: nn.Module, phase: Phase) -> torch.optim.Optimizer:
+    def optimizer(self, model: nn.Module, phase: Phase, ranks: int) -> torch.optim.Optimizer:
         """SGD with momentum; only weight matrices decay."""
-        samples = self.o.batch * int(os.environ.get("WORLD_SIZE", "1"))
-        lr = (self.o.lr if phase == "dense" else self.o.prune_lr) * samples / 256
+        lr = (self.o.lr if phase == "dense" else self.o.prune_lr) * self.o.batch * ranks / 256
         weights = [p for p in model.parameters() if p.ndim > 1]
         others = [p for p in model.parameters() if p.ndim == 1]
         groups = [
@@ -120,7 +119,10 @@ class Classify(Task):
         return cross_entropy(model(x), y, label_smoothing=self.o.smoothing)
 
     def test_batches(self, rank: int, ranks: int) -> Iterable[Batch]:
-        return self.data.test(in_turn(self.data.test_samples(), self.o.batch, rank, ranks))
+        samples = self.data.test_samples()
+        count = min(samples, self.o.test_images or samples)
+        batches = in_turn(count, self.o.batch, rank, ranks)
+        return self.data.test([[row * samples // count for row in batch] for batch in batches])
 
     def tally(self, model: nn.Module, batch: Any) -> Tally:
         x, y, group = batch
@@ -149,23 +151,18 @@ class Classify(Task):
             figures["folded"] = 100 * float(tally["folded"]) / count
         return figures
 
-    def example(self) -> torch.Tensor:
-        return next(iter(self.data.test([[0]])))[0]
+    def example(self) -> tuple[torch.Tensor]:
+        return next(iter(self.data.test([[0]])))[:1]
 
     def dense_forms(self, model: nn.Module) -> dict[str, Callable[[], Any]]:
         """In torch's usual order of memory, and with the channels last, which is faster on some machines."""
-        x = self.example()
+        (x,) = self.example()
         last = ResNet(self.o.depth, self.o.width, self.data.classes)
         last.load_state_dict(model.state_dict())
         last = last.eval().to(memory_format=torch.channels_last)
         z = x.contiguous(memory_format=torch.channels_last)
-        return {"dense": lambda: model(x), "dense, channels last": lambda: last(z)}
-
-
-def train(options: ResNetOptions) -> None:
-    """Train a ResNet, prune it to a pattern, convert it, and measure what came out."""
-    main(Classify, options)
+        return {"dense": partial(model, x), "dense, channels last": partial(last, z)}
 
 
 if __name__ == "__main__":
-    run(train, ResNetOptions)
+    run(partial(main, Classify), ResNetOptions)
