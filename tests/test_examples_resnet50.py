@@ -257,12 +257,13 @@ def test_two_processes(tmp_path, fonts):
     (tmp_path / "options.json").write_text(json.dumps({**TINY, "fonts": str(fonts)}))
     path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
     environment = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-         script, tmp_path, tmp_path / "options.json"],
-        cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    for parallel in ("ddp", "fsdp"):
+        done = subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+             script, parallel, tmp_path, tmp_path / "options.json"],
+            cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
     ddp = torch.load(tmp_path / "ddp-0.pt")
     fsdp = torch.load(tmp_path / "fsdp" / "checkpoint.pt")["model"]
     for key, value in ddp.items():

@@ -1,6 +1,8 @@
-"""What tests/test_examples_resnet50.py runs under torchrun: the example with both ways of sharing a model.
+"""What tests/test_examples_resnet50.py runs under torchrun: the example with one of the ways of sharing a model.
 
-torchrun --nproc-per-node 2 train_resnet50.py FOLDER OPTIONS.json
+torchrun --nproc-per-node 2 train_resnet50.py ddp|fsdp FOLDER OPTIONS.json
+
+One way in one run: a second process group would find what the first left in torchrun's store.
 """
 
 from __future__ import annotations
@@ -32,9 +34,13 @@ class Pressed(train.Classify):
 
 
 def main():
-    folder = Path(sys.argv[1])
-    given = json.loads(Path(sys.argv[2]).read_text())
-    options = train.ResNetOptions(**given | {"fonts": Path(given["fonts"]), "out": folder / "ddp"})
+    parallel, folder = sys.argv[1], Path(sys.argv[2])
+    given = json.loads(Path(sys.argv[3]).read_text())
+    given |= {"fonts": Path(given["fonts"]), "out": folder / parallel, "parallel": parallel}
+    options = train.ResNetOptions(**given)
+    if parallel == "fsdp":
+        outcome.main(train.Classify, options)
+        return
     options.out.mkdir(exist_ok=True)
     with Processes(options) as processes:
         try:
@@ -42,7 +48,6 @@ def main():
         except loop.StoppedError:
             trained = loop.train(train.Classify(replace(options, resume=True)), processes)
         torch.save(trained.model.state_dict(), folder / f"ddp-{processes.rank}.pt")
-    outcome.main(train.Classify, replace(options, out=folder / "fsdp", parallel="fsdp"))
 
 
 if __name__ == "__main__":
