@@ -128,3 +128,10 @@ def recurrent(
 def probe(
     backend: str, kind: str, memory: npt.NDArray[np.float32], rounds: int, /
 ) -> tuple[int, int, float]: ...
+
+# engine: (lanes, banks, ports, bank_latency, gather_issue, fma_lanes, fma_latency, dram_latency, line_bytes,
+# bytes_per_cycle, contiguous, fused_gather, prefetch); stream: (rows, cols, reduction_steps, gathers, scatters, values,
+# columns, slot_rows, bytes, indptr, store_ptr, store_rows); x [cols, n] -> cycles, y [rows, n]
+def engine_run(
+    engine: tuple[Any, ...], stream: tuple[Any, ...], x: npt.NDArray[np.float64], /
+) -> tuple[tuple[int, float, int, int, int, int, int, int], npt.NDArray[np.float64]]: ...
