@@ -1,9 +1,14 @@
 """Settings of all tests."""
 
 import os
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+# For the package `examples`; last, so that the gspattern that is tested is the one installed or named by PYTHONPATH.
+sys.path.append(str(Path(__file__).parents[1]))
 
 # No deadline: machines differ, and sanitizers are slow. "fixed" tries the same examples in every run, so that
 # a failure can be repeated; "random" others each time.

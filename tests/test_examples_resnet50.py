@@ -27,7 +27,6 @@ from PIL import Image, ImageFont  # noqa: E402
 import gspattern as gs  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT))
 
 from examples.common import loop, options, outcome  # noqa: E402
 from examples.common.processes import Processes  # noqa: E402
