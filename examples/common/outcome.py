@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import torch
+import typer
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -121,6 +122,23 @@ def finish(task: Task, trained: Trained) -> dict[str, Any]:
             "python": platform.python_version(),
         },
     }
+
+
+def evaluation(make_task: Callable[[Given], Task], kind: type[Given]) -> Callable[..., None]:
+    """What an evaluate.py runs by typer: `report_file`, with the options of the run that wrote the file."""
+
+    def evaluate(
+        file: Annotated[
+            Path, typer.Argument(help="dense.safetensors or compact.safetensors of a run.")
+        ],
+        data: Annotated[str, typer.Option(help="Other data than the run's.")] = "",
+        threads: Annotated[int, typer.Option(help="Of the CPU; 0 takes one per core.")] = 0,
+    ) -> None:
+        """Score and time a network that train.py has written, dense or compact."""
+        changes = {"data": data} if data else {}
+        report_file(make_task(kind.read(file.parent, threads=threads, **changes)), file)
+
+    return evaluate
 
 
 def report_file(task: Task, file: Path) -> None:

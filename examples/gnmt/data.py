@@ -12,15 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import sentencepiece
 import torch
 import typer
 
+from examples.common.batching import alike, longest_first
 from examples.gnmt import debian
 from examples.gnmt.model import BOS, EOS, PAD, UNK
-
-POOL = 64  # batches that are sorted by length together
 
 # Sources [N, S], their lengths [N], targets [N, T] that begin with BOS and end with EOS.
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -131,24 +129,13 @@ def batches(
     pairs: Pairs, size: int, seed: int, epoch: int, rank: int = 0, ranks: int = 1
 ) -> list[list[int]]:
     """The rows of every batch of an epoch for one process: pairs of alike length stand together, batches do not."""
-    generator = np.random.default_rng((seed, epoch))
-    rows = generator.permutation(len(pairs))
-    lengths = np.array([len(a) + len(b) for a, b in zip(pairs.sources, pairs.targets, strict=True)])
-    cut = []
-    for start in range(0, len(rows), POOL * size):
-        pool = rows[start : start + POOL * size]
-        pool = pool[np.argsort(lengths[pool], kind="stable")]
-        cut += [pool[i : i + size].tolist() for i in range(0, len(pool), size)]
-    whole = [batch for batch in cut if len(batch) == size]
-    order = generator.permutation(len(whole))[: len(whole) // ranks * ranks]
-    return [whole[i] for i in order[rank::ranks]]
+    lengths = [len(a) + len(b) for a, b in zip(pairs.sources, pairs.targets, strict=True)]
+    return alike(lengths, size, seed, epoch, rank, ranks)
 
 
 def in_order(pairs: Pairs, size: int, rank: int = 0, ranks: int = 1) -> Iterator[list[int]]:
     """All rows in batches, the longest pairs first, divided among processes."""
-    rows = sorted(range(len(pairs)), key=lambda i: (-len(pairs.sources[i]), i))
-    cut = [rows[i : i + size] for i in range(0, len(rows), size)]
-    return iter(cut[rank::ranks])
+    return longest_first([len(source) for source in pairs.sources], size, rank, ranks)
 
 
 app = typer.Typer(add_completion=False)

@@ -3,29 +3,12 @@
 python -m examples.gnmt.evaluate build/gnmt/compact.safetensors
 """
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Annotated
-
 import typer
 
-from examples.common.outcome import report_file
+from examples.common.outcome import evaluation
 from examples.gnmt.train import GNMTOptions, Translate
 
-
-def evaluate(
-    file: Annotated[
-        Path, typer.Argument(help="dense.safetensors or compact.safetensors of a run.")
-    ],
-    data: Annotated[str, typer.Option(help="Other data than the run's.")] = "",
-    threads: Annotated[int, typer.Option(help="Of the CPU; 0 takes one per core.")] = 0,
-) -> None:
-    """Score and time a network that train.py has written, dense or compact."""
-    changes = {"data": data} if data else {}
-    options = GNMTOptions.read(file.parent, threads=threads, **changes)
-    report_file(Translate(options), file)
-
+evaluate = evaluation(Translate, GNMTOptions)
 
 if __name__ == "__main__":
     typer.run(evaluate)

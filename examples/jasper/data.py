@@ -18,12 +18,12 @@ import torch
 import typer
 from scipy.signal import resample_poly
 
+from examples.common.batching import alike, longest_first
 from examples.gnmt import debian
 from examples.jasper import speech
 from examples.jasper.decode import encode
 from examples.jasper.features import BANDS, MULTIPLE, RATE, faster, log_mel, masked
 
-POOL = 64  # batches that are sorted by length together
 SPEEDS = (0.9, 1.1)
 NOISE = (10.0, 30.0)  # dB below the sound
 
@@ -116,24 +116,15 @@ def batches(
     manifest: Manifest, size: int, seed: int, epoch: int, rank: int = 0, ranks: int = 1
 ) -> list[list[int]]:
     """The rows of every batch of an epoch for one process: recordings of alike length stand together."""
-    generator = np.random.default_rng((seed, epoch))
-    rows = generator.permutation(len(manifest))
-    seconds = np.array([recording.seconds for recording in manifest.recordings])
-    cut = []
-    for start in range(0, len(rows), POOL * size):
-        pool = rows[start : start + POOL * size]
-        pool = pool[np.argsort(seconds[pool], kind="stable")]
-        cut += [pool[i : i + size].tolist() for i in range(0, len(pool), size)]
-    whole = [batch for batch in cut if len(batch) == size]
-    order = generator.permutation(len(whole))[: len(whole) // ranks * ranks]
-    return [whole[i] for i in order[rank::ranks]]
+    lengths = [recording.seconds for recording in manifest.recordings]
+    return alike(lengths, size, seed, epoch, rank, ranks)
 
 
 def in_order(manifest: Manifest, size: int, rank: int = 0, ranks: int = 1) -> Iterator[list[int]]:
     """All rows in batches, the longest recordings first, divided among processes."""
-    rows = sorted(range(len(manifest)), key=lambda i: (-manifest.recordings[i].seconds, i))
-    cut = [rows[i : i + size] for i in range(0, len(rows), size)]
-    return iter(cut[rank::ranks])
+    return longest_first(
+        [recording.seconds for recording in manifest.recordings], size, rank, ranks
+    )
 
 
 app = typer.Typer(add_completion=False)
