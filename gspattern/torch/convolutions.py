@@ -16,7 +16,7 @@ from gspattern.plans import Activation
 from gspattern.torch import operators
 from gspattern.torch.modules import OneMatrix, autocast, encode_weight, trainable
 from gspattern.torch.operators import is_watched, matrix_of, named, operand_dtype, tensor_of
-from gspattern.torch.targets import ATTRIBUTE, PrunedWeight, from_matrix
+from gspattern.torch.targets import from_matrix
 
 C = TypeVar("C", bound="GSConv")
 
@@ -128,12 +128,7 @@ class GSConv(OneMatrix):
             bias=self.bias is not None,
             padding_mode=self.padding_mode,
         )
-        layer.weight = nn.Parameter(weight)
-        if self.bias is not None:
-            layer.bias = nn.Parameter(self.bias.detach().to(weight.dtype, copy=True))
-        pruned = PrunedWeight(matrix.pattern, matrix.mask(), matrix.row_order)
-        setattr(layer, ATTRIBUTE, {"weight": pruned})
-        return layer
+        return self._filled(layer, matrix, weight)
 
     def forward(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -16,6 +16,8 @@ from gspattern.plans import Activation
 from gspattern.torch import operators
 from gspattern.torch.operators import is_watched, matrix_of, named, operand_dtype, tensor_of
 from gspattern.torch.targets import ATTRIBUTE, PrunedWeight, carried
+
+L = TypeVar("L", bound=nn.Module)
 
 
 class CompactWeight(nn.Module):
@@ -116,6 +118,15 @@ class OneMatrix(Compact):
         """A copy of the matrix, as it is now."""
         return self.weight.matrix
 
+    def _filled(self, layer: L, matrix: Matrix, weight: torch.Tensor) -> L:
+        """A dense layer with the values of this one, which carries its mask."""
+        layer.weight = nn.Parameter(weight)
+        if self.bias is not None:
+            layer.bias = nn.Parameter(self.bias.detach().to(weight.dtype, copy=True))
+        pruned = PrunedWeight(matrix.pattern, matrix.mask(), matrix.row_order)
+        setattr(layer, ATTRIBUTE, {"weight": pruned})
+        return layer
+
 
 class GSLinear(OneMatrix):
     """A linear layer with a compact matrix for its weight: y = x W^T + b, on the CPU.
@@ -172,12 +183,7 @@ class GSLinear(OneMatrix):
         matrix = self.matrix
         weight = tensor_of(trainable(matrix))
         layer = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
-        layer.weight = nn.Parameter(weight)
-        if self.bias is not None:
-            layer.bias = nn.Parameter(self.bias.detach().to(weight.dtype, copy=True))
-        pruned = PrunedWeight(matrix.pattern, matrix.mask(), matrix.row_order)
-        setattr(layer, ATTRIBUTE, {"weight": pruned})
-        return layer
+        return self._filled(layer, matrix, weight)
 
     def forward(
         self,
