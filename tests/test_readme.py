@@ -38,8 +38,8 @@ def test_examples_run(code: str, tmp_path: Path) -> None:
 
 
 def test_extras_exist() -> None:
-    named = set(re.findall(r"pip install '\.\[(\w+)\]'", README))
-    assert named == {"cli", "torch"}
+    named = set(re.findall(r"pip install (?:-e )?'\.\[(\w+)\]'", README))
+    assert named == {"cli", "notebooks", "torch"}
     assert named <= set(
         re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     )
