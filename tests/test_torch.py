@@ -490,6 +490,9 @@ def test_auto():
     report = Pruner(model, "auto", 0.9, include=["*"]).report()
     assert [row.name for row in report] == ["0.weight"]  # the others are tiny
     assert report.rows[0].pattern in ("gs(16,16)", "gs(16,1)+scatter")
+    reasons = {row.name: row.reason for row in report.dense}
+    for name in ("1.weight", "2.weight"):  # 16 x 128 and 4 x 16
+        assert reasons[name] == "auto leaves weights of less than 4,096 elements dense"
     # Rows of one size, but all in the same bank: only the vertical pattern can keep them.
     model = nn.Linear(64, 64)
     with torch.no_grad():
@@ -497,6 +500,26 @@ def test_auto():
         model.weight[torch.arange(64), torch.arange(64) % 16] = 1
         model.weight[torch.arange(64), torch.arange(64) % 16 + 16] = 1
     assert Pruner(model, "auto", 0.96).report().rows[0].pattern == "gs(16,1)+scatter"
+    # All of the weight in 4 of 64 rows: the horizontal pattern keeps just these, while the vertical one must keep as
+    # much of 16 rows, in whatever order.
+    model = nn.Linear(64, 64)
+    with torch.no_grad():
+        model.weight.fill_(1e-3)
+        model.weight[::16] = 1
+    row = Pruner(model, "auto", 1 - 4 / 64).report().rows[0]
+    assert (row.pattern, row.kept) == ("gs(16,16)", 1)
+
+
+def test_auto_at_its_limits():
+    # 4,096 weights are enough and 4,095 are not; 16 inputs are enough and 15 are not.
+    model = nn.Sequential(nn.Linear(16, 256), nn.Linear(63, 65), nn.Linear(15, 280))
+    report = Pruner(model, "auto", 0.5, include=["*"]).report()
+    assert [row.name for row in report] == ["0.weight"]
+    reasons = {row.name: row.reason for row in report.dense}
+    assert reasons["1.weight"] == "auto leaves weights of less than 4,096 elements dense"
+    assert reasons["2.weight"] == "auto needs 16 inputs, one for each bank, and there are 15"
+    with pytest.raises(ValueError, match="none of the weights has a pattern"):
+        Pruner(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), "auto", 0.5, include=["*"])
 
 
 @pytest.mark.parametrize(

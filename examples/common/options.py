@@ -23,7 +23,8 @@ class Options:
 
     out: Annotated[Path, Option(help="Folder to write to: checkpoint, logs, models, results.")]
     pattern: Annotated[
-        str, Option(help='Such as "gs(16,16)", "gs(cpu)", "irregular"; "dense" prunes nothing.')
+        str,
+        Option(help='Such as "gs(16,16)", "gs(cpu)", "auto", "irregular"; "dense" prunes nothing.'),
     ] = "gs(16,16)"
     sparsity: Annotated[float, Option(help="Share of zeros in the pruned weights.")] = 0.9
     schedule: Annotated[

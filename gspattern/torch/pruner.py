@@ -710,11 +710,13 @@ class Pruner:
             shape = target.shape
             wanted = lookup(target.name, parsed)
             share = cast("float | None", lookup(target.name, shares))
+            why = "no pattern for it" if wanted is None else ""
             if isinstance(wanted, Auto):
-                wanted = self._auto(target, share)
+                why = _auto_leaves_dense(*shape)
+                wanted = None if why else self._auto(target, share)
             if wanted is None:
                 _claims.pop(id(target.parameter), None)
-                self._leave_dense(target, "no pattern for it")
+                self._leave_dense(target, why)
                 continue
             try:
                 resolved = wanted.resolve(shape)
@@ -733,11 +735,8 @@ class Pruner:
             )
         return entries
 
-    def _auto(self, target: Target, sparsity: float | None) -> Pattern | None:
-        """The pattern of "auto" for one weight, None for dense."""
-        rows, cols = target.shape
-        if rows * cols < AUTO_LEAST_WEIGHTS or cols < 16:
-            return None
+    def _auto(self, target: Target, sparsity: float | None) -> Pattern:
+        """The pattern of "auto" for one weight."""
         scores = self._scores(target, target.parameter.detach())
 
         def shares() -> list[float]:
@@ -991,6 +990,16 @@ def prune_(
         **options,
     ).finalize()
     return model
+
+
+def _auto_leaves_dense(rows: int, cols: int) -> str:
+    """Why "auto" leaves a weight of this shape dense; empty if it prunes it."""
+    banks = max(pattern.bundle_size for pattern in AUTO_CANDIDATES)
+    if rows * cols < AUTO_LEAST_WEIGHTS:
+        return f"auto leaves weights of less than {AUTO_LEAST_WEIGHTS:,} elements dense"
+    if cols < banks:
+        return f"auto needs {banks} inputs, one for each bank, and there are {cols}"
+    return ""
 
 
 def _final(sparsity: float) -> float:
