@@ -80,6 +80,10 @@ from gspattern.plans import (
 )
 from gspattern.recurrent import gru, gru_cell, lstm, lstm_cell
 
+# isort: split
+# explain
+from gspattern.explain import Estimate, Explanation, LayerExplanation, explain
+
 __all__ = [
     # errors
     "FormatError",
@@ -141,4 +145,9 @@ __all__ = [
     "plan_for",
     "set_num_threads",
     "use_backend",
+    # explain
+    "Estimate",
+    "Explanation",
+    "LayerExplanation",
+    "explain",
 ]

@@ -1,4 +1,4 @@
-"""The command line: `gspattern check | info | prune | convert` on safetensors files, and `gspattern bench`."""
+"""The command line: `gspattern check | info | prune | convert | explain` on safetensors files, and `bench`."""
 
 from __future__ import annotations
 
@@ -430,6 +430,62 @@ def bench(
             save_bench(report, plot)
         if report["interrupted"]:
             raise typer.Exit(130)
+
+
+@app.command()
+def explain(
+    file: Annotated[
+        Path | None, typer.Argument(help="A safetensors file, dense or compact.")
+    ] = None,
+    shape: Annotated[
+        str | None, typer.Option(help="Such as 1024x1024, random weights, in place of a file.")
+    ] = None,
+    pattern: Annotated[
+        str, typer.Option("--pattern", "-p", help="For weights that have none of their own.")
+    ] = "gs(cpu)",
+    sparsity: Annotated[
+        float | None,
+        typer.Option("--sparsity", "-s", help="As if pruned so; needed with --shape."),
+    ] = None,
+    n: Annotated[int, typer.Option("--n", help="Columns of x.")] = 1,
+    dtype: Annotated[
+        str | None, typer.Option(help="Of the weights: float32, bfloat16 or int8.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="For measuring; 0 only predicts.")] = 10.0,
+    clock: Annotated[
+        Literal["wall", "cpu"],
+        typer.Option(help="cpu leaves out what other programs take of a busy machine."),
+    ] = "wall",
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write all figures to this file.")
+    ] = None,
+) -> None:
+    """Say what this CPU does with each layer, dense and sparse, and what would be faster."""
+    try:
+        from gspattern.bench import make_weights
+    except ModuleNotFoundError as error:
+        sys.exit(str(error))
+    from gspattern.explain import explain as explain_weights
+
+    with _plain_errors():
+        if (file is None) == (shape is None):
+            raise ValueError("give a file or --shape, such as --shape 1024x1024")
+        given: Any = file
+        if shape is not None:
+            sizes = shape.lower().split("x")
+            if len(sizes) != 2 or not all(size.isdigit() and int(size) for size in sizes):
+                raise ValueError(
+                    f"--shape must be rows x columns, such as 1024x1024, got {shape!r}"
+                )
+            if sparsity is None:
+                raise ValueError("--sparsity is needed: the share of zeros, such as 0.9")
+            given = {shape: make_weights(int(sizes[0]), int(sizes[1]))}
+        found = explain_weights(
+            given, n, dtype, pattern=pattern, sparsity=sparsity, seconds=seconds, clock=clock
+        )
+        print(found)
+        if json_file is not None:
+            _replace(json_file, (found.to_json() + "\n").encode())
 
 
 def _weights(tensors: Arrays, include: list[str] | None, exclude: list[str] | None) -> Arrays:

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -175,7 +176,13 @@ def _narrow(backend: str, memory: npt.NDArray[np.float32]) -> dict[str, float]:
 # -------------------------------------------------------------------- bounds
 
 
-def bound(plan: Plan, shape: tuple[int, int], n: int, others: int | None = None) -> Bound:
+def bound(
+    plan: Plan,
+    shape: tuple[int, int],
+    n: int,
+    others: int | None = None,
+    read: Callable[[int], float] | None = None,
+) -> Bound:
     """Give the least time of ``y = W x`` by the design of a plan's kernel on one core of this CPU.
 
     The plan is loaded at least once, from where all of it fits. A slot of SpMV takes a lane of a step for every
@@ -191,7 +198,10 @@ def bound(plan: Plan, shape: tuple[int, int], n: int, others: int | None = None)
         Columns of x, samples, or pixels of y.
     others : int, optional
         Bytes of x and y, if they are not those of a matrix product.
+    read : callable, optional
+        Gives the seconds that so many bytes take; `read_time` if not given.
     """
+    read = read or read_time
     probes = probe(plan.backend)
     form = re.search(r"_(?:spmv|spmm)_([a-z]+)(\d*)__", plan.kernel)
     kind, width = (form[1], int(form[2] or 0)) if form else ("", 0)
@@ -203,16 +213,16 @@ def bound(plan: Plan, shape: tuple[int, int], n: int, others: int | None = None)
         moved = plan.bytes + size * n * (shape[0] + shape[1])
         products = _PRODUCTS[dtype][0][1]
         seconds = plan.slots * n / lanes / products * probes.fma
-        return Bound({"bytes": read_time(moved), "fma": seconds})
+        return Bound({"bytes": read(moved), "fma": seconds})
     if plan.columns:
         registers = plan.slots * -(-n // lanes)
         # Four rows of a block share the register that is loaded; else every multiply-add has its own.
         loads = registers / 4 * probes.load if kind == "stacks" else registers * probes.load_fma
         moved = plan.bytes + (4 * n * (shape[0] + shape[1]) if others is None else others)
-        return Bound({"bytes": read_time(moved), "loads": loads, "fma": registers * probes.fma})
+        return Bound({"bytes": read(moved), "loads": loads, "fma": registers * probes.fma})
     # A lane of a step takes one slot, or as many as a dot product adds up.
     steps = plan.slots / lanes / {"pairs": 2, "bytes": 4}.get(kind, 1)
-    parts = {"bytes": read_time(plan.bytes), "fma": steps * n * probes.fma}
+    parts = {"bytes": read(plan.bytes), "fma": steps * n * probes.fma}
     # Registers that a step loads: values and positions or columns, for all samples, and of x for each of them.
     # Four steps of floats share a word of positions, and a table at best; two of narrower numbers share theirs.
     held, own = {
@@ -235,7 +245,12 @@ def bound(plan: Plan, shape: tuple[int, int], n: int, others: int | None = None)
     return Bound(parts)
 
 
-def dense_bound(shape: tuple[int, int], n: int, dtype: str = "float32") -> Bound:
+def dense_bound(
+    shape: tuple[int, int],
+    n: int,
+    dtype: str = "float32",
+    read: Callable[[int], float] | None = None,
+) -> Bound:
     """Give the least time of a dense product: its weights loaded once, and all multiply-adds from registers.
 
     Parameters
@@ -247,12 +262,15 @@ def dense_bound(shape: tuple[int, int], n: int, dtype: str = "float32") -> Bound
     dtype : {"float32", "bfloat16", "int8"}
         Dot products of two bfloat16 or four int8 numbers are counted as fast as a multiply-add of float32, where the
         CPU has them, and matrix units as sixteen times as fast as float32 or, for int8, as 32 times.
+    read : callable, optional
+        Gives the seconds that so many bytes take; `read_time` if not given.
     """
+    read = read or read_time
     probes = probe()
     size = shape[0] * shape[1]
     features = cpu_info().features
     products = next((count for name, count in _PRODUCTS[dtype] if name in features), 1)
-    parts = {"bytes": read_time(_BYTES[dtype] * size)}
+    parts = {"bytes": read(_BYTES[dtype] * size)}
     return Bound(parts | {"fma": size * n / probes.lanes / products * probes.fma})
 
 

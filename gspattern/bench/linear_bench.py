@@ -7,11 +7,11 @@ import numpy as np
 
 from gspattern import plans, roofline
 from gspattern.bench import linear_peers
-from gspattern.bench.layers import Contender, Doubles, Floats, Layer, Product, facts_of
+from gspattern.bench.layers import Contender, Doubles, Floats, Layer, Product, facts_of, stored
 from gspattern.bench.shapes import LinearShape
 from gspattern.matrices import Array, Matrix
 
-__all__ = ["LinearLayer"]
+__all__ = ["GivenLayer", "LinearLayer"]
 
 
 class LinearLayer(Layer[LinearShape]):
@@ -51,6 +51,37 @@ class LinearLayer(Layer[LinearShape]):
             facts_of(plan),
             lambda: roofline.bound(plan, size, n),
         )
+
+
+class GivenLayer(LinearLayer):
+    """A layer whose weights are known, not made.
+
+    Parameters
+    ----------
+    weights : ndarray of float32
+        [M, K], of the dense libraries.
+    kept : Matrix
+        Of the sparse ones.
+    matrix : Matrix, optional
+        Ours.
+    dtype : str
+    """
+
+    def __init__(self, weights: Floats, kept: Matrix, matrix: Matrix | None, dtype: str) -> None:
+        rows, cols = weights.shape
+        super().__init__(LinearShape("given", rows, cols), dtype, kept.sparsity, (), {})
+        self._given, self._sparse = weights, (kept,)
+        if matrix is not None:
+            self.matrices[str(matrix.pattern)] = (matrix,)
+
+    def full(self, which: str, dtype: str = "float32") -> tuple[Floats, ...]:
+        if which == "dense":
+            return (stored(self._given, dtype),)
+        matrices = self._irregular() if which == "sparse" else self.matrices[which]
+        return tuple(each.astype(np.float32).to_dense() for each in matrices)
+
+    def _sizes(self) -> tuple[()]:
+        return ()
 
 
 def _own_products(matrix: Matrix, x: Floats) -> list[tuple[Product, plans.Plan]]:
