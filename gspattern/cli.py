@@ -1,4 +1,4 @@
-"""The command line: `gspattern check | info | prune | convert | explain` on safetensors files, and `bench`."""
+"""The command line: `gspattern check | info | prune | convert` on safetensors files; `bench`, `explain`, `sweep`."""
 
 from __future__ import annotations
 
@@ -486,6 +486,54 @@ def explain(
         print(found)
         if json_file is not None:
             _replace(json_file, (found.to_json() + "\n").encode())
+
+
+def sweep(
+    config: Annotated[
+        Path | None, typer.Option(help="A TOML file such as sweeps/digits.toml.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the cells; default: what the file says.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Cells that run at a time.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Of each cell.")] = 1,
+    ray: Annotated[bool, typer.Option("--ray", help="Run on a Ray cluster.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells only.")] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Print the results in this folder, and write report.md and pictures."),
+    ] = None,
+) -> None:
+    """Train and prune networks for every pattern, sparsity and seed of a file, each in a process of its own.
+
+    A sweep that was stopped goes on with the same command.
+    """
+    from dataclasses import replace
+
+    from gspattern import sweep as sweeps
+
+    with _plain_errors():
+        if (config is None) == (report is None):
+            raise ValueError("give --config to run a sweep, or --report to see its results")
+        if report is not None:
+            from gspattern.sweep_report import write_report
+
+            write_report(sweeps.read(report), report, _console())
+            return
+        assert config is not None
+        settings = sweeps.read_config(config)
+        todo = sweeps.cells(settings if out is None else replace(settings, out=out), threads)
+        if dry_run:
+            for cell in todo:
+                print(f"{'done' if cell.done else 'to do'}  {cell.folder}")
+            return
+        try:
+            errors = sweeps.run(todo, jobs, ray)
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+    if errors:
+        print(f"{len(errors)} of {len(todo)} cells have failed", file=sys.stderr)
+        raise typer.Exit(1)
 
 
 def _weights(tensors: Arrays, include: list[str] | None, exclude: list[str] | None) -> Arrays:

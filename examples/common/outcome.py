@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 import gspattern as gs
 from examples.common.journal import draw
-from examples.common.loop import StoppedError, Trained, evaluate, train
+from examples.common.loop import StoppedError, Trained, _replace, evaluate, train
 from examples.common.options import Options
 from examples.common.processes import Processes
 from examples.common.task import Tally, Task
@@ -64,7 +64,8 @@ def main(make_task: Callable[[Given], Task], options: Given) -> None:
             raise SystemExit(130) from None
     if processes.first:
         report = finish(task, trained)
-        result.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+        text = json.dumps(report, indent=1) + "\n"
+        _replace(result, lambda path: path.write_text(text, "utf-8"))
         draw(trained.rows, task.metric, options.out / "curves.png")
         print_table(report)
         print(f"{options.out}: result.json, log.csv, curves.png, *.safetensors")
