@@ -72,8 +72,13 @@ bench-masks: $(EXTENSION)  ## Time the choice of masks against torch.topk (ARGS=
 .PHONY: test test-all pytest
 test: lint ctest ctest-amx tsan pytest asan  ## Run every test: lint first, the C code under sanitizers last
 
+RAY := $(VENV)/ray
+$(RAY): $(READY)
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[ray]'
+	@touch $@
+
 # Other random examples in every run, and more of them.
-test-all: arm-tools lint ctest ctest-amx tsan arm  ## The same with more random examples, with fuzzing, and for Arm
+test-all: arm-tools lint ctest ctest-amx tsan arm $(RAY)  ## The same with more random examples, with fuzzing, and for Arm
 	GSPATTERN_HYPOTHESIS=random $(MAKE) pytest
 	$(MAKE) asan fuzz
 

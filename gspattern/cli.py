@@ -501,7 +501,9 @@ def sweep(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells only.")] = False,
     report: Annotated[
         Path | None,
-        typer.Option(help="Print the results in this folder, and write report.md and pictures."),
+        typer.Option(
+            help="Print the results in this folder, or file of cells, and write cells.json, report.md and pictures."
+        ),
     ] = None,
 ) -> None:
     """Train and prune networks for every pattern, sparsity and seed of a file, each in a process of its own.
@@ -518,7 +520,11 @@ def sweep(
         if report is not None:
             from gspattern.sweep_report import write_report
 
-            write_report(sweeps.read(report), report, _console())
+            found = sweeps.read(report)
+            folder = report.parent if report.is_file() else report
+            if report != folder / "cells.json":
+                sweeps.write(found, folder / "cells.json")
+            write_report(found, folder, _console())
             return
         assert config is not None
         settings = sweeps.read_config(config)

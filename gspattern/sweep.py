@@ -32,11 +32,11 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["Cell", "Config", "Results", "cells", "read", "read_config", "run"]
+__all__ = ["Cell", "Cells", "Config", "cells", "read", "read_config", "run", "write"]
 
 POLL = 0.1  # seconds between looks at a process
 Flags = Mapping[str, Any]
-Results = list[dict[str, Any]]
+Cells = list[dict[str, Any]]
 Submit = Callable[["Cell"], "Future[Cell]"]
 
 
@@ -254,7 +254,7 @@ def _ray(todo: Sequence[Cell]) -> Any:
     threads = [
         c.command[c.command.index("--threads") + 1] for c in todo if "--threads" in c.command
     ]
-    remote = ray.remote(num_cpus=max(map(int, threads), default=1))(run_cell)
+    remote: Any = ray.remote(num_cpus=max(map(int, threads), default=1))(run_cell)
     try:
         yield lambda cell: remote.remote(cell, None, os.getcwd()).future()
     finally:
@@ -318,15 +318,49 @@ def _locked(file: Any) -> bool:
     return True
 
 
-def read(folder: Path) -> Results:
-    """The results of all finished cells of a sweep, each with the name of its "model" beside what the run wrote.
+def read(path: Path) -> Cells:
+    """What the finished cells of a sweep found, from its folder, or from the one file that `write` makes of it.
+
+    Returns
+    -------
+    list of dict
+        "model", "pattern", "sparsity" (asked for, or that of an n:m pattern; 0 of dense), "seed", "metric" (the first
+        of the scores), "scores" of the dense or the converted network, "bytes" of the files, "ms" (median time of one
+        sample, by the form of the network), "training_seconds", "threads", "date", "machine", "versions".
 
     Raises
     ------
     ValueError
         If there are none.
     """
-    files = sorted(folder.glob("*/seed-*/*/result.json"))
+    if path.is_file():
+        found: Cells = json.loads(path.read_text("utf-8"))
+        return found
+    files = sorted(path.glob("*/seed-*/*/result.json"))
     if not files:
-        raise ValueError(f"{folder} holds no results (MODEL/seed-N/PATTERN/result.json)")
-    return [json.loads(f.read_text("utf-8")) | {"model": f.parts[-4]} for f in files]
+        raise ValueError(f"{path} holds no results (MODEL/seed-N/PATTERN/result.json)")
+    return [_summary(f.parts[-4], json.loads(f.read_text("utf-8"))) for f in files]
+
+
+def _summary(model: str, result: Mapping[str, Any]) -> dict[str, Any]:
+    pattern, scores = result["pattern"], result["scores"]
+    sparsity = 0.0
+    if pattern != "dense":
+        asked = parse_pattern(pattern)
+        # n:m is what it is, whatever the flag says.
+        sparsity = 1 - asked.n / asked.m if isinstance(asked, NM) else result["options"]["sparsity"]
+    kept = ("seed", "metric", "bytes", "training_seconds", "threads", "date", "machine", "versions")  # fmt: skip
+    return {
+        "model": model,
+        "pattern": pattern,
+        "sparsity": sparsity,
+        "scores": scores.get("compact", scores["dense"]),
+        "ms": {form: 1e3 * times["median"] for form, times in result["latency"].items()},
+        **{key: result[key] for key in kept},
+    }
+
+
+def write(found: Cells, path: Path) -> None:
+    """Write cells into one file, a line each, for `read`."""
+    lines = ",\n".join(json.dumps(cell) for cell in found)
+    path.write_text(f"[\n{lines}\n]\n", "utf-8")

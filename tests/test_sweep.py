@@ -44,7 +44,8 @@ new.write_text(json.dumps({
     "seed": int(flags["--seed"]), "options": {"sparsity": float(flags.get("--sparsity", 0.9))},
     "metric": "top1", "scores": {"dense" if dense else "compact": {"top1": score}, "dense": {"top1": score}},
     "bytes": {"dense": 1000, "compact": 200},
-    "latency": {"dense": {"median": 0.004}, flags["--pattern"]: {"median": 0.002}},
+    "latency": {"dense": {"median": 0.004}} | ({} if dense else {"fastest": {"median": 0.002}}),
+    "training_seconds": 1, "threads": 1, "date": "", "machine": {}, "versions": {},
 }))
 new.rename(out / "result.json")
 """
@@ -149,12 +150,46 @@ def test_the_report(config, tmp_path):
     assert (row["score"], row["difference"], row["difference_spread"]) == (89.5, -1.0, 0.0)
     assert row["spread"] == pytest.approx(2**-0.5)
     assert (row["seeds"], row["ms"], row["times"]) == (2, 2.0, 2.0)
+    sweep.write(sweep.read(out), tmp_path / "cells.json")
+    assert sweep.read(tmp_path / "cells.json") == sweep.read(out)
     write_report(sweep.read(out), out, Console(width=160))
     assert (
-        "| block(1,16) | 90% | 2 | 89.50 | 0.71 | -1.00 | 20.0% |"
+        "| block(1,16) | 90% | 2 | 89.50 | 0.71 | -1.00 | 0.00 | 20.0% |"
         in (out / "report.md").read_text()
     )
     assert (out / "model.png").stat().st_size > 5000
+
+
+def test_times_at_equal_scores():
+    """By hand: a GS pattern with 90 needs 2 ms; blocks have 92 at 5 ms and 88 at 3 ms, so 90 at 4 ms."""
+    pytest.importorskip("rich", reason="the report prints a table")
+    from gspattern.sweep_report import at_equal_score, is_block, is_gs
+
+    points = [
+        ("gs(16,1)", 0.8, 93.0, 3.0), ("gs(16,1)", 0.9, 90.0, 2.0), ("gs(16,16)", 0.9, 85.0, 2.5),
+        ("block(1,16)", 0.8, 92.0, 5.0), ("block(1,16)", 0.9, 88.0, 3.0), ("irregular", 0.9, 99.0, 0.1),
+    ]  # fmt: skip
+    for metric, sign in (("top1", 1), ("wer", -1)):
+        several = [
+            {"pattern": p, "sparsity": s, "score": sign * score, "ms": ms, "metric": metric}
+            for p, s, score, ms in points
+        ]
+        found = {sign * e.score: e for e in at_equal_score(several, is_block, is_gs)}
+        assert set(found) == {85.0, 90.0}  # no block reaches 93
+        assert (found[90].first, found[90].second, found[90].ratio) == (4.0, 2.0, 2.0)
+        assert (found[85].first, found[85].second) == (3.0, 2.0)  # better ones will do
+
+
+def test_on_a_ray_cluster(config):
+    """Two workers on this machine."""
+    pytest.importorskip("torch", reason="--ray is tried where everything is")
+    ray = pytest.importorskip("ray", reason="needs pip install ray")
+    todo = sweep.cells(sweep.read_config(config(nap="0.1")))
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    assert sweep.run(todo, ray=True) == {}
+    out = todo[0].folder.parents[2]
+    assert set(starts(out).values()) == {1}
+    assert len(sweep.read(out)) == len(todo)
 
 
 @pytest.mark.parametrize(
