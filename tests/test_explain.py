@@ -87,6 +87,7 @@ def test_files_and_matrices(tmp_path):
     text = str(found)
     assert "m: " in text
     assert "all" in text
+    assert found._repr_html_() == f"<pre>{text}</pre>"
 
 
 @pytest.mark.parametrize(
