@@ -14,7 +14,7 @@ pytest.importorskip("sentencepiece")
 from examples.gnmt import debian
 from examples.gnmt.data import Corpus, Pairs, batches, in_order
 from examples.gnmt.model import BOS, EOS, GNMT, PAD
-from examples.gnmt.translate import translate
+from examples.gnmt.translate import highest, translate
 
 ROOT = Path(__file__).parents[1]
 
@@ -119,6 +119,16 @@ def best_of_all(model, source, steps, length_norm, coverage):
             norm = ((5 + length + 1) / 6) ** length_norm
             found.append((total / norm + coverage * covered, list(sentence)))
     return max(found)[1]
+
+
+@pytest.mark.parametrize("words", [11, 1279, 1280, 5003])
+def test_the_highest_are_those_of_topk(words):
+    heights = torch.randn(5, words, generator=torch.Generator().manual_seed(words))
+    heights[1, 3:] = -torch.inf
+    top, places = highest(heights, 10)
+    assert torch.equal(top, heights.topk(10, dim=1).values)
+    assert torch.equal(heights.gather(1, places), top)
+    assert all(len(set(row.tolist())) == 10 for row in places)
 
 
 def test_a_beam_that_holds_all_finds_the_best_of_all(tiny):

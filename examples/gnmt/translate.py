@@ -8,6 +8,26 @@ from examples.gnmt.model import BOS, EOS, GNMT, PAD
 
 Sentence = list[int]
 
+BLOCK = 64  # words
+
+
+def highest(heights: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `count` highest of each row [N, words], and where they are: `topk`, faster for few of many.
+
+    They are in those `count` blocks of words whose maxima are the highest, and maxima are found by vectorised code.
+    """
+    rows, words = heights.shape
+    blocks = words // BLOCK
+    if blocks < 2 * count:
+        return heights.topk(count, dim=1)
+    cut = heights[:, : blocks * BLOCK].view(rows, blocks, BLOCK)
+    best = cut.amax(dim=2).topk(count, dim=1).indices
+    place = best[:, :, None] * BLOCK + torch.arange(BLOCK, device=heights.device)
+    rest = torch.arange(blocks * BLOCK, words, device=heights.device).expand(rows, -1)
+    place = torch.cat([place.flatten(1), rest], dim=1)
+    top, among = heights.gather(1, place).topk(count, dim=1)
+    return top, place.gather(1, among)
+
 
 @torch.inference_mode()
 def translate(
@@ -56,14 +76,16 @@ def translate(
     for length in range(1, steps + 1):
         logits, shares, state = model.decoder(words, memory, state)
         seen = seen + shares[:, 0]
-        chances = logits[:, 0].float().log_softmax(dim=1)
-        chances[:, [PAD, BOS]] = -torch.inf
+        heights = logits[:, 0].float()
+        total = heights.logsumexp(dim=1)  # of all, those that are ruled out too
+        heights[:, [PAD, BOS]] = -torch.inf
         if length == steps:  # whatever is open ends here
-            chances[:, :EOS] = chances[:, EOS + 1 :] = -torch.inf
-        total = scores[:, :, None] + chances.view(n, beam, -1)
-        top, place = total.flatten(1).topk(2 * beam, dim=1)
-        rows = first_row + place.div(chances.shape[1], rounding_mode="floor")
-        choice = place % chances.shape[1]
+            heights[:, :EOS] = heights[:, EOS + 1 :] = -torch.inf
+        height, word = highest(heights, min(2 * beam, heights.shape[1]))
+        chances = scores[:, :, None] + (height - total[:, None]).view(n, beam, -1)
+        top, place = chances.flatten(1).topk(2 * beam, dim=1)
+        rows = first_row + place.div(word.shape[1], rounding_mode="floor")
+        choice = word.view(n, -1).gather(1, place)
         ends = choice == EOS
 
         # What ends among the first `beam` has a translation; the best others are followed.
