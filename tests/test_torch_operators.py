@@ -164,6 +164,79 @@ def test_gradients_of_recurrent_layers(kind, bidirectional, packed):
     torch.library.opcheck(OPS.recurrent.default, (x, values, structures, biases, h, c, *how))
 
 
+# -------------------------------------------------------- transforms, forward mode
+
+
+TRANSFORMED = {
+    "linear": (nn.Linear, (24, 14), (3, 24)),
+    "conv1d": (nn.Conv1d, (8, 6, 3, 1, "same"), (2, 8, 5)),
+    "conv2d": (nn.Conv2d, (8, 6, 2, 2, 1), (2, 8, 4, 3)),
+    "lstm": (nn.LSTM, (6, 4, 2, True, False, 0.0, True), (3, 2, 6)),
+    "gru": (nn.GRU, (6, 4, 1, False), (3, 2, 6)),
+    "lstm cell": (nn.LSTMCell, (6, 4), (2, 6)),
+    "gru cell": (nn.GRUCell, (6, 4), (2, 6)),
+}
+
+
+def first(y):
+    return y if isinstance(y, torch.Tensor) else first(y[0])
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16", "int8"])
+@pytest.mark.parametrize("kind", TRANSFORMED)
+def test_transforms_are_those_of_dense_layers(kind, dtype):
+    make, sizes, shape = TRANSFORMED[kind]
+    compact = convert(pruned(make(*sizes), "gs(2,1)"), keep_dense=False, dtype=dtype)
+    dense = compact.to_dense()
+    x, tangent = torch.randn(shape), torch.randn(shape)
+
+    def loss(layer):
+        return lambda x: first(layer(x)).square().sum()
+
+    def forward_mode(layer):
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(x, tangent)
+            return torch.autograd.forward_ad.unpack_dual(loss(layer)(dual)).tangent
+
+    exact = torch.func.grad(loss(dense))(x)
+    torch.testing.assert_close(torch.func.grad(loss(compact))(x), exact)
+    torch.testing.assert_close(
+        torch.func.jvp(loss(compact), (x,), (tangent,))[1], (exact * tangent).sum()
+    )
+    torch.testing.assert_close(forward_mode(compact), (exact * tangent).sum())
+    several = torch.func.vmap(torch.func.grad(loss(compact)))(torch.stack([x, tangent]))
+    torch.testing.assert_close(several[0], exact)
+    twice = torch.func.jvp(torch.func.grad(loss(compact)), (x,), (tangent,))[1]
+    near = (torch.func.grad(loss(dense.double()))(x.double() + 1e-6 * tangent) - exact) / 1e-6
+    near -= (torch.func.grad(loss(dense))(x.double()) - exact) / 1e-6
+    torch.testing.assert_close(twice, near.float(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_transforms_go_to_the_values(pattern):
+    for layer, x in (
+        (nn.Linear(24, 14), torch.randn(3, 24)),
+        (nn.Conv1d(8, 12, 3), torch.randn(2, 8, 9)),
+        (nn.GRU(16, 8), nn.utils.rnn.pack_sequence([torch.randn(3, 16), torch.randn(2, 16)])),
+    ):
+        compact = convert(pruned(layer, pattern), keep_dense=False).requires_grad_()
+        names, parameters = zip(*compact.named_parameters(), strict=True)
+
+        def loss(own, compact=compact, x=x, names=names):
+            y = first(torch.func.functional_call(compact, dict(zip(names, own, strict=True)), (x,)))
+            return y.square().sum()
+
+        expected = torch.autograd.grad(loss(parameters), parameters)
+        got = torch.func.grad(loss)(parameters)
+        for a, b in zip(got, expected, strict=True):
+            torch.testing.assert_close(a, b)
+        # Models of an ensemble: the values of two, stacked.
+        stacked = tuple(torch.stack([p.detach(), 2 * p.detach()]) for p in parameters)
+        torch.testing.assert_close(
+            torch.func.vmap(loss)(stacked)[1], loss([2 * p for p in parameters])
+        )
+
+
 # --------------------------------------------------------------- what torch checks
 
 

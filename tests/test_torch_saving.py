@@ -175,6 +175,24 @@ def test_revert_is_bit_for_bit():
     assert np.array_equal(revert(quantised).one.weight.detach().numpy(), expected)
 
 
+@pytest.mark.parametrize("given", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [None, "bfloat16", "int8"])
+def test_revert_gives_the_types_of_the_dense_model_back(tmp_path, caplog, given, dtype):
+    model = pruned().to(given)
+    fast = convert(model, keep_dense=False, dtype=dtype)
+    save(fast, tmp_path / "net.safetensors")
+    x = torch.randn(2, 6, 16).to(given)
+    for compact in (fast, load(tmp_path / "net.safetensors", Net().to(given))):
+        caplog.clear()
+        back = revert(compact)
+        assert {p.dtype for p in back.parameters()} == {given}
+        rounded = dtype is not None and str(given) != f"torch.{dtype}"
+        assert ("go back as" in caplog.text) == rounded
+        with torch.no_grad():
+            error = (back(x).float() - model(x).float()).abs().max()
+        assert error < 0.05 if rounded else error == 0
+
+
 @pytest.mark.parametrize("pattern", ["gs(8,8)", "gs(8,2)", "gs(8,1)", "block(1,4)"])
 def test_repair_finds_the_nearest_mask(pattern):
     """Against SciPy's assignment of the largest overlap, by a linear program over all masks of the same count."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, TypeVar
 
@@ -14,8 +15,16 @@ from gspattern.matrices import Matrix
 from gspattern.patterns import Pattern
 from gspattern.plans import Activation
 from gspattern.torch import operators
-from gspattern.torch.modules import OneMatrix, autocast, encode_weight, trainable
-from gspattern.torch.operators import is_watched, matrix_of, named, operand_dtype, tensor_of
+from gspattern.torch.modules import OneMatrix, autocast, encode_weight
+from gspattern.torch.operators import (
+    finished,
+    is_transformed,
+    is_watched,
+    matrix_of,
+    named,
+    operand_dtype,
+    scattered,
+)
 from gspattern.torch.targets import from_matrix
 
 C = TypeVar("C", bound="GSConv")
@@ -102,7 +111,7 @@ class GSConv(OneMatrix):
             )
         if layer.groups != 1:
             raise ValueError(f"convolutions with groups stay dense, got {layer.groups} groups")
-        return cls(
+        compact = cls(
             encode_weight(layer, "weight", pattern, dtype),
             layer.bias,
             layer.stride,
@@ -110,12 +119,14 @@ class GSConv(OneMatrix):
             layer.dilation,
             layer.padding_mode,
         )
+        compact.dense_dtype = layer.weight.dtype
+        return compact
 
     def to_dense(self) -> _ConvNd:
         """The same layer as a dense one of torch that can be trained and knows its mask."""
         matrix = self.matrix
         assert matrix.kernel_shape is not None
-        weight = from_matrix(tensor_of(trainable(matrix)), matrix.kernel_shape)
+        weight = from_matrix(self._dense_weight(matrix), matrix.kernel_shape)
         # With strides of its own: those of 1 x 1 kernels could be read as channels_last too, which torch goes by.
         weight = weight.clone(memory_format=torch.contiguous_format)
         layer: _ConvNd = self.dense(
@@ -174,11 +185,28 @@ class GSConv(OneMatrix):
             padding = (0,) * self.dims
         if is_watched(x, values, bias, residual):
             shape = (self.out_channels, self.in_channels, *self.kernel_size)
-            pads = () if isinstance(padding, str) else padding
-            how = named(activation)
-            y: torch.Tensor = operators.convolve(
-                x, values, structure, shape, self.stride, pads, self.dilation, bias, residual, *how
-            )
+            y: torch.Tensor
+            if is_transformed():
+                size = shape[0], math.prod(shape[1:])
+                weights = from_matrix(scattered(values, structure, size, compute), shape)
+                product = functional.conv1d if self.dims == 1 else functional.conv2d
+                y = product(x, weights, bias, self.stride, padding, self.dilation)
+                y = finished(y, residual, activation)
+            else:
+                pads = () if isinstance(padding, str) else padding
+                how = named(activation)
+                y = operators.convolve(
+                    x,
+                    values,
+                    structure,
+                    shape,
+                    self.stride,
+                    pads,
+                    self.dilation,
+                    bias,
+                    residual,
+                    *how,
+                )
         else:
             self._check(x)
             matrix = matrix_of(values, structure)

@@ -26,15 +26,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from gspattern.plans import Activation
 from gspattern.torch.convolutions import GSConv
 from gspattern.torch.modules import GSLinear
-from gspattern.torch.operators import is_watched
+from gspattern.torch.operators import finished, is_watched
 
-_FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "relu": torch.relu_,  # of what was just computed
-    "sigmoid": torch.sigmoid,
-    "tanh": torch.tanh,
-    "gelu": functional.gelu,
-    "silu": functional.silu,
-}
 _ACTIVATION_CALLS: dict[Any, str] = {
     torch.relu: "relu",
     functional.relu: "relu",
@@ -91,11 +84,11 @@ def fused(
             or (torch.is_grad_enabled() and _learns(layer, norm))
             or not _is_over_outputs(layer, x)
         ):
-            return _finished(norm(layer(x)), residual, activation)
+            return finished(norm(layer(x)), residual, activation)
         whole = _folded(layer, norm)
     if isinstance(whole, GSConv | GSLinear) and (residual is None or _fits(residual, whole, x)):
         return whole(x, residual, activation)  # type: ignore[no-any-return]
-    return _finished(whole(x), residual, activation)
+    return finished(whole(x), residual, activation)
 
 
 def _learns(*modules: nn.Module) -> bool:
@@ -134,14 +127,6 @@ def _result_shape(
         for n, z, c, s in zip(shape[-dims:], zeros, covered, stride, strict=True)
     ]
     return (*shape[: -dims - 1], channels, *sizes)
-
-
-def _finished(y: torch.Tensor, residual: Any, activation: Activation) -> torch.Tensor:
-    if residual is not None:
-        y = y + residual
-    if isinstance(activation, tuple):
-        return y.clamp(activation[1], activation[2])
-    return y if activation is None else _FUNCTIONS[activation](y)
 
 
 def _is_over_outputs(layer: nn.Module, x: torch.Tensor) -> bool:

@@ -9,12 +9,22 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from torch.nn import functional
 
 from gspattern.matrices import Matrix, as_matrix, encode
 from gspattern.patterns import Pattern
 from gspattern.plans import Activation
 from gspattern.torch import operators
-from gspattern.torch.operators import is_watched, matrix_of, named, operand_dtype, tensor_of
+from gspattern.torch.operators import (
+    finished,
+    is_transformed,
+    is_watched,
+    matrix_of,
+    named,
+    operand_dtype,
+    scattered,
+    tensor_of,
+)
 from gspattern.torch.targets import ATTRIBUTE, PrunedWeight, carried
 
 L = TypeVar("L", bound=nn.Module)
@@ -78,7 +88,22 @@ class CompactWeight(nn.Module):
 
 
 class Compact(nn.Module):
-    """A layer whose weights are compact matrices. It runs on the CPU, and is trained by dense products."""
+    """A layer whose weights are compact matrices. It runs on the CPU, and is trained by dense products.
+
+    Attributes
+    ----------
+    dense_dtype : dtype, or None
+        Of the layer that it was made from, and that `to_dense` gives; None for that of the values, or float32 if these
+        are shorter.
+    """
+
+    dense_dtype: torch.dtype | None = None
+
+    def _dense_weight(self, matrix: Matrix) -> torch.Tensor:
+        """Weights to train: values of int8 go back through their scales."""
+        long = matrix.dtype == np.float64
+        weight = tensor_of((matrix if long else matrix.astype("float32")).to_dense())
+        return weight if self.dense_dtype is None else weight.to(self.dense_dtype)
 
     @property
     def weights(self) -> dict[str, Matrix]:
@@ -176,12 +201,14 @@ class GSLinear(OneMatrix):
         ValueError
             If neither the layer nor the caller knows a pattern, or weights outside the mask are not zero.
         """
-        return cls(encode_weight(layer, "weight", pattern, dtype), layer.bias)
+        compact = cls(encode_weight(layer, "weight", pattern, dtype), layer.bias)
+        compact.dense_dtype = layer.weight.dtype
+        return compact
 
     def to_dense(self) -> nn.Linear:
         """The same layer as a dense `torch.nn.Linear` that can be trained and knows its mask."""
         matrix = self.matrix
-        weight = tensor_of(trainable(matrix))
+        weight = self._dense_weight(matrix)
         layer = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
         return self._filled(layer, matrix, weight)
 
@@ -230,8 +257,13 @@ class GSLinear(OneMatrix):
             residual = residual.to(compute)
         if is_watched(x, values, bias, residual):
             shape = (self.out_features, self.in_features)
-            how = named(activation)
-            y: torch.Tensor = operators.linear(x, values, structure, shape, bias, residual, *how)
+            y: torch.Tensor
+            if is_transformed():
+                y = functional.linear(x, scattered(values, structure, shape, x.dtype), bias)
+                y = finished(y, residual, activation)
+            else:
+                how = named(activation)
+                y = operators.linear(x, values, structure, shape, bias, residual, *how)
         else:
             self._check(x)
             matrix = matrix_of(values, structure)
@@ -321,11 +353,6 @@ def encode_weight(
             )
         matrix = encode(array, known.pattern, mask=known.mask, row_order=known.row_order)
     return cast_matrix(matrix, dtype or str(weight.dtype).removeprefix("torch."))
-
-
-def trainable(matrix: Matrix) -> npt.NDArray[Any]:
-    """Dense weights. Whole numbers are no weights to train: int8 goes back through its scales."""
-    return (matrix.astype("float32") if matrix.scales is not None else matrix).to_dense()
 
 
 def cast_matrix(matrix: Matrix, dtype: str) -> Matrix:

@@ -5,7 +5,8 @@ else. So a program that was exported holds all that it needs. Behind them stands
 found again as long as neither tensor changes.
 
 Only forward passes run the kernels. Backward passes make dense weights, multiply by these, and pick what belongs to
-the values.
+the values. Under the transforms of torch.func and in forward mode, layers are torch's own with weights that are made
+of the values by torch too, so that everything goes through them that goes through dense layers.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import safetensors
 import torch
+from torch.autograd import forward_ad
 from torch.nn import functional
 
 from gspattern import _core, files, recurrent
@@ -240,10 +242,15 @@ def is_watched(*tensors: torch.Tensor | None) -> bool:
         for tensor in tensors:
             if tensor is not None and tensor.requires_grad:
                 return True
-    if _tracing() is not None or _modes() or _transforms():
+    if _tracing() is not None or _modes() or is_transformed():
         return True
     kind = type(tensors[0])
     return kind is not torch.Tensor and kind is not torch.nn.Parameter
+
+
+def is_transformed() -> bool:
+    """Whether there is a transform of torch.func, or forward mode, which operators know nothing of."""
+    return _transforms() or (forward_ad._current_level >= 0 and not _is_compiled())
 
 
 def use_torch_threads() -> None:
@@ -308,6 +315,28 @@ def _(dense: torch.Tensor, values: torch.Tensor, structure: torch.Tensor) -> tor
     return torch.empty_like(values, memory_format=torch.contiguous_format)
 
 
+def scattered(
+    values: torch.Tensor, structure: torch.Tensor, shape: Sequence[int], dtype: torch.dtype
+) -> torch.Tensor:
+    """What `dense` gives, in any type, made by torch, so that all its transforms go through it to the values."""
+    known_values, size = values, tuple(values.shape)
+    with torch._C._DisableFuncTorch():
+        if torch._C._functorch.is_functorch_wrapped_tensor(values):
+            # Places do not depend on what the values are.
+            known_values = torch.zeros(size, dtype=values.dtype)
+        known = _find(known_values, structure)
+        index, slots = known.places()
+        scales = known.matrix.scales
+    flat = values.to(_sum_dtype(values.dtype)).flatten()  # int8 has scales in float32
+    if slots is not None:
+        flat = flat[slots]
+    rows, cols = shape
+    weights = torch.zeros(rows * cols, dtype=flat.dtype).scatter(0, index, flat).view(rows, cols)
+    if scales is not None:
+        weights = weights * torch.from_numpy(scales)[:, None]
+    return weights.to(dtype)
+
+
 def _sum_dtype(values: torch.dtype) -> torch.dtype:
     """What kernels add in."""
     return torch.float64 if values is torch.float64 else torch.float32
@@ -318,6 +347,26 @@ def operand_dtype(values: torch.dtype, x: torch.dtype) -> torch.dtype:
     if values is x is torch.bfloat16:
         return x
     return _sum_dtype(values)
+
+
+FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "none": lambda y: y,
+    "relu": torch.relu_,  # of what was just computed
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "gelu": functional.gelu,
+    "silu": functional.silu,
+}
+
+
+def finished(
+    y: torch.Tensor, residual: torch.Tensor | None, activation: Activation
+) -> torch.Tensor:
+    """Compute activation(y + residual) by torch; y may be written to."""
+    if residual is not None:
+        y = y + residual
+    name, low, high = named(activation)
+    return y.clamp(low, high) if name == "clamp" else FUNCTIONS[name](y)
 
 
 def _before(
@@ -724,23 +773,16 @@ def recur_backward(
     The forward pass is repeated by dense weights, and kept.
     """
     directions = 2 if bidirectional else 1
-    there = None
-    if batch_sizes is not None:  # steps x sequences, longest first
-        there = torch.arange(int(batch_sizes[0])) < batch_sizes[:, None]
+    there = _there(batch_sizes)
+    if there is not None:
         x, grad_y = (_padded(packed, there) for packed in (x, grad_y))
+
+    def weights(i: int, shape: tuple[int, int]) -> torch.Tensor:
+        result: torch.Tensor = dense(values[i], structures[i], shape)
+        return result
+
+    runs = _run_all(x, weights, len(values) // 2, biases, h_0, c_0, there, cell, hidden, bidirectional)  # fmt: skip
     zeros = x.new_zeros(x.shape[1], hidden)
-    rows = _GATES[cell] * hidden
-    inputs, runs = x, list[_Run]()
-    for i in range(len(values) // 2):
-        if i and i % directions == 0:
-            inputs = torch.cat([run.output() for run in runs[-directions:]], -1)
-        weights = [
-            dense(values[j], structures[j], (rows, width))
-            for j, width in ((2 * i, inputs.shape[-1]), (2 * i + 1, hidden))
-        ]
-        addends = [b if b.numel() else x.new_zeros(rows) for b in biases[2 * i : 2 * i + 2]]
-        states = [zeros if state is None else state[i] for state in (h_0, c_0)]
-        runs.append(_Run(cell, inputs, weights, addends, states, there, bool(i % directions)))
     grads_h, grads_c, grads_values, grads_biases = [], [], [], []
     grad = grad_y
     for first in reversed(range(0, len(runs), directions)):
@@ -791,10 +833,16 @@ def _(
     return [like(tensor) for tensor in (x, h_0, c_0, *values, *biases)]
 
 
+def _there(batch_sizes: torch.Tensor | None) -> torch.Tensor | None:
+    """Which sequences, longest first, have which steps, [T, N]; None if all have."""
+    if batch_sizes is None:
+        return None
+    return torch.arange(int(batch_sizes[0])) < batch_sizes[:, None]
+
+
 def _padded(packed: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
-    padded = packed.new_zeros((*there.shape, packed.shape[-1]))
-    padded[there] = packed
-    return padded
+    index = there.flatten().cumsum(0).sub_(1).view(there.shape)
+    return torch.where(there[..., None], packed[index], 0.0)
 
 
 class _Gradients(NamedTuple):
@@ -846,6 +894,7 @@ class _Run:
             on = self._there[t][:, None]
             self._outputs[t] = next_h * on
             h, c = torch.where(on, next_h, h), torch.where(on, next_c, c)
+        self.h, self.c = h, c
 
     def _times(self) -> Sequence[int]:
         steps = range(self.x.shape[0])
@@ -895,6 +944,59 @@ class _Run:
             [flat_input.T @ self.x.flatten(0, 1), flat_state.T @ states.flatten(0, 1)],
             [flat_input.sum(0), flat_state.sum(0)],
         )
+
+
+def _run_all(
+    x: torch.Tensor,
+    weights: Callable[[int, tuple[int, int]], torch.Tensor],
+    count: int,
+    biases: Sequence[torch.Tensor],
+    h_0: torch.Tensor | None,
+    c_0: torch.Tensor | None,
+    there: torch.Tensor | None,
+    cell: str,
+    hidden: int,
+    bidirectional: bool,
+) -> list[_Run]:
+    """Run `count` layers and directions over x [T, N, features]; `weights` gives a matrix by number and shape."""
+    directions = 2 if bidirectional else 1
+    zeros = x.new_zeros(x.shape[1], hidden)
+    rows = _GATES[cell] * hidden
+    inputs, runs = x, list[_Run]()
+    for i in range(count):
+        if i and i % directions == 0:
+            inputs = torch.cat([run.output() for run in runs[-directions:]], -1)
+        own = [weights(2 * i, (rows, inputs.shape[-1])), weights(2 * i + 1, (rows, hidden))]
+        addends = [b if b.numel() else x.new_zeros(rows) for b in biases[2 * i : 2 * i + 2]]
+        states = [zeros if state is None else state[i] for state in (h_0, c_0)]
+        runs.append(_Run(cell, inputs, own, addends, states, there, bool(i % directions)))
+    return runs
+
+
+def recur_by_torch(
+    x: torch.Tensor,
+    values: Sequence[torch.Tensor],
+    structures: Sequence[torch.Tensor],
+    biases: Sequence[torch.Tensor],
+    h_0: torch.Tensor | None,
+    c_0: torch.Tensor | None,
+    batch_sizes: torch.Tensor | None,
+    cell: str,
+    hidden: int,
+    bidirectional: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What `recur` computes, by dense weights and functions that all transforms of torch go through."""
+    there = _there(batch_sizes)
+    x = x if there is None else _padded(x, there)
+
+    def weights(i: int, shape: tuple[int, int]) -> torch.Tensor:
+        return scattered(values[i], structures[i], shape, x.dtype)
+
+    runs = _run_all(x, weights, len(values) // 2, biases, h_0, c_0, there, cell, hidden, bidirectional)  # fmt: skip
+    y = torch.cat([run.output() for run in runs[-2 if bidirectional else -1 :]], -1)
+    if there is not None:
+        y = y.flatten(0, 1)[there.flatten().nonzero()[:, 0]]
+    return y, torch.stack([run.h for run in runs]), torch.stack([run.c for run in runs])
 
 
 def _setup_recur(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

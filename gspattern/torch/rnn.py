@@ -21,9 +21,8 @@ from gspattern.torch.modules import (
     bias_of,
     cast_matrix,
     encode_weight,
-    trainable,
 )
-from gspattern.torch.operators import is_watched, tensor_of
+from gspattern.torch.operators import is_transformed, is_watched
 from gspattern.torch.targets import ATTRIBUTE, PrunedWeight, carried, weights_of
 
 # How a weight that keeps all its elements is laid out: blocks that fill registers in every kernel.
@@ -127,7 +126,9 @@ class GSRecurrent(Compact):
                 params.append(encode_weight(layer, name, own, dtype))
             else:
                 params.append(_full(getattr(layer, name), dtype))
-        return cls._from(layer, params)
+        compact = cls._from(layer, params)
+        compact.dense_dtype = getattr(layer, names[0]).dtype
+        return compact
 
     @classmethod
     def _from(cls: type[R], layer: nn.Module, params: Params) -> R:
@@ -141,7 +142,7 @@ class GSRecurrent(Compact):
         for name in _names(layer):
             if name in matrices:
                 matrix = matrices[name]
-                value = tensor_of(trainable(matrix))
+                value = self._dense_weight(matrix)
                 mask = matrix.mask()
                 if not mask.all():
                     notes[name] = PrunedWeight(matrix.pattern, mask, matrix.row_order)
@@ -149,6 +150,7 @@ class GSRecurrent(Compact):
                 bias = self._parameters[name]
                 zeros = torch.zeros_like(getattr(layer, name))
                 value = zeros if bias is None else bias.detach().clone()
+                value = value if self.dense_dtype is None else value.to(self.dense_dtype)
             setattr(layer, name, nn.Parameter(value))
         if notes:
             setattr(layer, ATTRIBUTE, notes)
@@ -176,7 +178,7 @@ class GSRecurrent(Compact):
             if batch_sizes is not None and not states:
                 shape = len(weights) // 2, int(batch_sizes[0]), self.hidden_size
                 states = [x.new_zeros(shape) for _ in range(2 if self.cell is LSTM else 1)]
-            run: Any = operators.recur
+            run: Any = operators.recur_by_torch if is_transformed() else operators.recur
         else:
             self._check(x)
             run = operators.recurrence

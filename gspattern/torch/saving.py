@@ -138,6 +138,8 @@ def load(path: str | PathLike[str], model: M) -> M:
             continue
         _check_shapes(prefix, module, own)
         compact = made[id(module)] = _compact_from(name, module, own)
+        weights = (p.dtype for p in module._parameters.values() if p is not None)
+        compact.dense_dtype = next(weights)
         for key in own:
             tensors.pop(prefix + key)
         if not name:
@@ -170,10 +172,10 @@ def sizes(path: str | PathLike[str]) -> Sizes:
 def revert(model: M) -> M:
     """Make a converted model dense again, in place, to be trained on.
 
-    Weights are those of the matrices: bit for bit those of the model that was converted, unless `convert` rounded
-    them to a smaller type, which is logged as a warning; int8 goes back through its scales. Batch norms were never
-    touched. Every layer carries its pattern and mask, as after `Pruner.finalize()`: `Pruner.from_zeros` keeps them
-    in training.
+    Weights are those of the matrices, in the types of the model that was converted: bit for bit its own, unless
+    `convert` rounded them to a smaller type, which is logged as a warning; int8 goes back through its scales.
+    Batch norms were never touched. Every layer carries its pattern and mask, as after `Pruner.finalize()`:
+    `Pruner.from_zeros` keeps them in training.
 
     Returns
     -------
@@ -200,7 +202,8 @@ def _warn_of_rounding(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, Compact):
             for key, matrix in module.weights.items():
-                if matrix.dtype not in (np.float32, np.float64):
+                same = str(module.dense_dtype) == f"torch.{matrix.dtype}"
+                if matrix.dtype not in (np.float32, np.float64) and not same:
                     rounded.setdefault(str(matrix.dtype), []).append(
                         f"{name}.{key}" if name else key
                     )
