@@ -119,6 +119,12 @@ def test_pruners_that_differ_are_refused_everywhere(written):
         ).read_text("utf-8")
 
 
+def test_processes_whose_scores_differ_choose_the_same_masks(written):
+    masks = [torch.load(written[0] / f"own-scores-{rank}.pt") for rank in (0, 1)]
+    assert masks[0]
+    assert same(*masks)
+
+
 def test_a_single_process_shares_nothing():
     ranks = Ranks()
     tensor = torch.randn(3)

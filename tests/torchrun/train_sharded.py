@@ -87,6 +87,16 @@ def differ(folder, rank):
         (folder / f"differ-{rank}.txt").write_text(str(error))
 
 
+def disagree(folder, rank):
+    """Scores of each process are its own; the masks are still those of one."""
+
+    def scores(name, weight, context):
+        return torch.rand(weight.shape, generator=torch.Generator().manual_seed(rank))
+
+    pruner = Pruner(make(), "gs(8,8)", 0.75, criterion=scores)
+    torch.save(pruner.masks, folder / f"own-scores-{rank}.pt")
+
+
 def agree(kind, criterion):
     """Train; then save half way and go on in new objects, which gives the same bits; then rewind."""
     model, opt, pruner = prepare(kind, criterion)
@@ -133,6 +143,7 @@ def main():
         torch.save(crash(folder), folder / f"crash-{rank}.pt")
     else:
         differ(folder, rank)
+        disagree(folder, rank)
         for case in sys.argv[3:]:
             torch.save(agree(*case.split("-")), folder / f"{case}-{rank}.pt")
     distributed.destroy_process_group()
