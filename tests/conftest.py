@@ -19,6 +19,15 @@ PROFILE = os.environ.get("GSPATTERN_HYPOTHESIS", "fixed")
 settings.load_profile(PROFILE)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--tier",
+        choices=["quick", "full"],
+        default="quick",
+        help="how many seeds and networks tests/accuracy has",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     from gspattern import _core
 
