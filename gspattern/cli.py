@@ -488,6 +488,7 @@ def explain(
             _replace(json_file, (found.to_json() + "\n").encode())
 
 
+@app.command()
 def sweep(
     config: Annotated[
         Path | None, typer.Option(help="A TOML file such as sweeps/digits.toml.")
