@@ -129,9 +129,13 @@ def probe(
     backend: str, kind: str, memory: npt.NDArray[np.float32], rounds: int, /
 ) -> tuple[int, int, float]: ...
 
-# engine: (lanes, banks, ports, bank_latency, gather_issue, fma_lanes, fma_latency, dram_latency, line_bytes,
-# bytes_per_cycle, contiguous, fused_gather, prefetch); stream: (rows, cols, reduction_steps, gathers, scatters, values,
-# columns, slot_rows, bytes, indptr, store_ptr, store_rows); x [cols, n] -> cycles, y [rows, n]
+# banks_of [accesses, slots] -> cycles [accesses]
+def engine_access(
+    banks: int, ports: int, issue: int, banks_of: npt.NDArray[np.uint16], /
+) -> npt.NDArray[np.int64]: ...
+
+# engine: (bank_latency, fma_latency, accumulators, line_latency, line_bytes, bytes_per_cycle, prefetch); stream: (load,
+# multiply, bytes, indptr, repeats, store, again, reduction, index_load) -> total, stream, load, fma, reduction, store
 def engine_run(
-    engine: tuple[Any, ...], stream: tuple[Any, ...], x: npt.NDArray[np.float64], /
-) -> tuple[tuple[int, float, int, int, int, int, int, int], npt.NDArray[np.float64]]: ...
+    engine: tuple[Any, ...], stream: tuple[Any, ...], n: int, /
+) -> tuple[int, float, int, int, int, int]: ...

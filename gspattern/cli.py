@@ -1,4 +1,5 @@
-"""The command line: `gspattern check | info | prune | convert` on safetensors files; `bench`, `explain`, `sweep`."""
+"""The command line: `gspattern check | info | prune | convert` on safetensors files, and `bench`, `explain`, `sweep`,
+`engine`."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -541,6 +543,95 @@ def sweep(
     if errors:
         print(f"{len(errors)} of {len(todo)} cells have failed", file=sys.stderr)
         raise typer.Exit(1)
+
+
+@app.command()
+def engine(
+    file: Annotated[
+        Path | None, typer.Argument(help="A safetensors file, dense or compact.")
+    ] = None,
+    shape: Annotated[
+        str | None,
+        typer.Option(help="Such as 1024x1024, random weights; or a line of a file of shapes."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="gnmt, jasper or resnet50: all layers at their real shapes.")
+    ] = None,
+    patterns: Annotated[
+        list[str] | None,
+        typer.Option("--pattern", "-p", help="dense, or any; again for more. Default: a choice."),
+    ] = None,
+    sparsity: Annotated[
+        float, typer.Option("--sparsity", "-s", help="Of random weights; not for n:m.")
+    ] = 0.9,
+    preset: Annotated[
+        str, typer.Option(help="paper64, paper128, gpu_shared or no_engine.")
+    ] = "paper128",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Another value of a parameter, such as ports=2; again."),
+    ] = None,
+    n: Annotated[int, typer.Option("--n", help="Columns of x, pictures or sequences.")] = 1,
+) -> None:
+    """Count the cycles of layers on a model of the paper's processor.
+
+    For each layer of a file, or of a model or a shape with random weights pruned by magnitude.
+    """
+    from gspattern import engine as cycle_model
+    from gspattern.engine import networks, processor
+
+    heads = (
+        "total", "streaming", "gather", "conflicts", "fma", "reduction", "stores", "tiling", "gates",
+    )  # fmt: skip
+    shown: list[cycle_model.LayerCycles] = []
+    with _plain_errors():
+        if (file is not None) + (shape is not None) + (model is not None) != 1:
+            raise ValueError("give one of a file, --shape and --model")
+        machine = processor.changed(processor.find_engine(preset), set_ or [])
+
+        def bar(what: str) -> Any:
+            return partial(track, description=what, console=Console(stderr=True), transient=True)
+
+        totals = {}
+        if file is not None:
+            for name, weight in bar(str(file))(_weights(load_file(file), None, None).items()):
+                given = weight if isinstance(weight, Matrix) else as_matrix(weight)
+                pattern = str(weight.pattern) if isinstance(weight, Matrix) else "dense"
+                cycles = cycle_model.simulate(given, machine, n)
+                size = "x".join(map(str, given.shape))
+                shown.append(cycle_model.LayerCycles(name, size, 1, pattern, cycles))
+            totals["all"] = networks.total_cycles(shown)
+        else:
+            for pattern in patterns or networks.USUAL:
+                layers = cycle_model.network_cycles(
+                    model or shape or "", pattern, sparsity, machine, n, bar(pattern)
+                )
+                totals[pattern] = networks.total_cycles(layers)
+                shown += layers
+    largest = max(each.total for each in totals.values())
+    unit, each_unit = ("thousand cycles", 1e3) if largest >= 1e7 else ("cycles", 1.0)
+    with_settings = f" with {', '.join(set_)}" if set_ else ""
+    title = f"{unit} on {preset}{with_settings}, n = {n}"
+
+    def parts(cycles: cycle_model.Cycles) -> list[str]:
+        return [*(f"{getattr(cycles, head) / each_unit:,.0f}" for head in heads), cycles.binds]
+
+    if len(shown) > len(totals):
+        table = Table("layer", "size", "pattern", title=title)
+        for head in (*heads, "binds"):
+            table.add_column(head, justify="right")
+        for layer in shown:
+            name = f"{layer.name} ({layer.count})" if layer.count > 1 else layer.name
+            table.add_row(name, layer.size, layer.pattern, *parts(layer.cycles))
+        _console().print(table)
+        title = f"in all, {title}"
+    table = Table("pattern", title=title)
+    for head in (*heads, "binds", *(["times dense"] if "dense" in totals else [])):
+        table.add_column(head, justify="right")
+    for pattern, cycles in totals.items():
+        dense = [f"{totals['dense'].total / cycles.total:.2f}"] if "dense" in totals else []
+        table.add_row(pattern, *parts(cycles), *dense)
+    _console().print(table)
 
 
 def _weights(tensors: Arrays, include: list[str] | None, exclude: list[str] | None) -> Arrays:

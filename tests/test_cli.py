@@ -270,3 +270,27 @@ def test_convert_what_another_tool_pruned(dense, tmp_path):
     assert run("convert", source, target, "--force").exit_code == 2
     assert "at least half zeros; --include some" in run("convert", source, target, "--force").output
     assert "give --force" in run("convert", source, target).output
+
+
+def test_engine_counts_cycles(dense):
+    source, _ = dense
+    shape = ["--shape", "64x128", "-s", 0.75, "-p", "dense", "-p", "gs(16,1)"]
+    result = run("engine", *shape, "--set", "dram_bytes_per_cycle=1", "--set", "prefetch=true")
+    assert result.exit_code == 0, result.output
+    row = next(line for line in result.stdout.splitlines() if "gs(16,1)" in line)
+    cells = [cell.strip() for cell in row.strip("│").split("│")]
+    bundles = 64 * 128 // 4 // 16
+    assert cells[3] == f"{bundles}"  # a gather takes a cycle
+    assert cells[4] == "0"
+    assert cells[2] == f"{bundles * 16 * (2 + 2) + 4 * 4:,}"  # a value and an index; pointers
+    assert run("engine", source).exit_code == 0
+    for wrong, said in [
+        ([], "give one of a file, --shape and --model"),
+        ([*shape, "--set", "ports=x"], "ports must be of type int, got 'x'"),
+        ([*shape, "--set", "harbours=2"], "a setting is name=value, with one of lanes"),
+        ([*shape, "--preset", "paper32"], "one of paper64, paper128"),
+        (["--model", "vgg"], "vgg"),
+    ]:
+        result = run("engine", *wrong)
+        assert result.exit_code == 2, wrong
+        assert said in result.output.replace("\n", " "), wrong

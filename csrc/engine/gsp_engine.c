@@ -5,43 +5,43 @@
  * A unit begins with an item when it is free and the unit before is done with it. */
 #include "gsp_engine.h"
 
-typedef struct gspi_run {
-    const gspi_engine *engine;
-    gsp_pattern mapping;
-    int64_t *hits; /* banks; all 0 between two calls */
-} gspi_run;
+typedef struct gspi_bank {
+    int64_t cycle; /* in which it serves the slot that comes next, if that is there by then */
+    int64_t served; /* slots in that cycle */
+} gspi_bank;
 
-/* Most accesses to one bank among count elements of a vector of `length`, in cycles. */
-static int64_t bank_cycles(const gspi_run *run, const uint32_t *element, const uint32_t *there,
-                           int64_t count, int64_t length) {
-    int64_t most = 0;
-    for (int64_t i = 0; i < count; i++) {
-        if (there[i] == GSPI_NO_ROW) continue;
-        const int64_t hits = ++run->hits[gsp_bank_of(&run->mapping, length, element[i])];
-        most = gspi_max(most, hits);
+gsp_status gspi_engine_access(gsp_context *context, int64_t banks, int64_t ports, int64_t issue,
+                              int64_t accesses, int64_t slots, const uint16_t *banks_of,
+                              int64_t *cycles) {
+    gspi_bank *bank = gspi_calloc(context, (size_t)banks, sizeof *bank);
+    GSP_CHECK(bank != NULL, GSP_ERROR_MEMORY);
+    gsp_status status = GSP_OK;
+    int64_t begin = 0;
+    for (int64_t a = 0; a < accesses && status == GSP_OK; a++) {
+        const uint16_t *slot = banks_of + a * slots;
+        int64_t now = begin, issued = 0, end = begin;
+        for (int64_t s = 0; s < slots; s++) {
+            if (slot[s] == GSPI_NO_BANK) continue;
+            if (slot[s] >= banks) {
+                status = GSP_ERROR_INDEX;
+                break;
+            }
+            if (issued == issue) {
+                issued = 0;
+                now++;
+            }
+            issued++;
+            gspi_bank *const b = bank + slot[s];
+            if (b->cycle < now) *b = (gspi_bank){.cycle = now, .served = 0};
+            if (b->served == ports) *b = (gspi_bank){.cycle = b->cycle + 1, .served = 0};
+            b->served++;
+            end = gspi_max(end, b->cycle + 1);
+        }
+        cycles[a] = end - begin;
+        begin = end;
     }
-    for (int64_t i = 0; i < count; i++)
-        if (there[i] != GSPI_NO_ROW) run->hits[gsp_bank_of(&run->mapping, length, element[i])] = 0;
-    return gspi_ceil_div(most, run->engine->ports);
-}
-
-static gsp_status check(const gspi_engine *engine, const gspi_stream *stream) {
-    const int64_t slots = stream->bundles * engine->lanes;
-    for (int64_t i = 0; i < slots; i++) {
-        if (stream->slot_rows[i] == GSPI_NO_ROW) continue;
-        GSP_CHECK(stream->slot_rows[i] < stream->rows, GSP_ERROR_INDEX);
-        GSP_CHECK(stream->columns[i] < stream->cols, GSP_ERROR_INDEX);
-    }
-    GSP_CHECK(stream->indptr[0] == 0 && stream->store_ptr[0] == 0, GSP_ERROR_INDPTR);
-    for (int64_t g = 0; g < stream->groups; g++) {
-        GSP_CHECK(stream->indptr[g] <= stream->indptr[g + 1], GSP_ERROR_INDPTR);
-        GSP_CHECK(stream->store_ptr[g] <= stream->store_ptr[g + 1], GSP_ERROR_INDPTR);
-    }
-    GSP_CHECK(stream->indptr[stream->groups] == stream->bundles, GSP_ERROR_INDPTR);
-    GSP_CHECK(stream->store_ptr[stream->groups] == stream->rows, GSP_ERROR_INDPTR);
-    for (int64_t i = 0; i < stream->rows; i++)
-        GSP_CHECK(stream->store_rows[i] < stream->rows, GSP_ERROR_INDEX);
-    return GSP_OK;
+    gspi_free(context, bank);
+    return status;
 }
 
 static int64_t round_up(double cycles) {
@@ -49,84 +49,62 @@ static int64_t round_up(double cycles) {
     return whole + ((double)whole < cycles);
 }
 
-gsp_status gspi_engine_run(gsp_context *context, const gspi_engine *engine,
-                           const gspi_stream *stream, int64_t n, const double *x, double *y,
+typedef struct gspi_clock {
+    double arrived; /* when the weights asked for are there */
+    double asked; /* bytes of lines asked for, less those used; only without prefetch */
+    int64_t gather, fma, store; /* when these units are free */
+} gspi_clock;
+
+/* One group of rows and at most `accumulators` columns: from its weights to its stores. */
+static void run_group(const gspi_engine *engine, const gspi_stream *stream, int64_t group,
+                      int64_t columns, bool first, gspi_clock *clock, gspi_cycles *cycles) {
+    const double line = (double)engine->line_latency + engine->line_bytes / engine->bytes_per_cycle;
+    const double rate = first ? engine->bytes_per_cycle : stream->again[group];
+    for (int64_t t = stream->indptr[group]; t < stream->indptr[group + 1]; t++) {
+        if (engine->prefetch || !first) {
+            clock->arrived += stream->bytes[t] / rate;
+            cycles->stream += stream->bytes[t] / rate;
+        } else {
+            /* A line is asked for when the bundle before is gathered. */
+            for (clock->asked -= stream->bytes[t]; clock->asked < 0;
+                 clock->asked += engine->line_bytes) {
+                if (clock->arrived < (double)clock->gather) clock->arrived = (double)clock->gather;
+                clock->arrived += line;
+                cycles->stream += line;
+            }
+        }
+        clock->gather = gspi_max(clock->gather, round_up(clock->arrived)) + stream->index_load;
+        for (int64_t c = 0; c < columns; c++) {
+            clock->gather += stream->load[t];
+            clock->fma = gspi_max(clock->fma, clock->gather + engine->bank_latency);
+            clock->fma += stream->multiply[t];
+        }
+        cycles->load += stream->index_load + columns * stream->load[t];
+        cycles->fma += columns * stream->multiply[t];
+    }
+    if (stream->indptr[group] < stream->indptr[group + 1]) {
+        clock->fma += columns * stream->reduction;
+        cycles->reduction += columns * stream->reduction;
+    }
+    clock->store = gspi_max(clock->store, clock->fma + engine->fma_latency);
+    clock->store += columns * stream->store[group];
+    cycles->store += columns * stream->store[group];
+}
+
+gsp_status gspi_engine_run(const gspi_engine *engine, const gspi_stream *stream, int64_t n,
                            gspi_cycles *cycles) {
-    GSP_TRY(check(engine, stream));
-    gspi_run run = {.engine = engine,
-                    .mapping = {.kind = GSP_GS,
-                                .banks = (uint32_t)engine->banks,
-                                .per_row = 1,
-                                .layout = engine->layout}};
-    run.hits = gspi_calloc(context, (size_t)engine->banks, sizeof *run.hits);
-    GSP_CHECK(run.hits != NULL, GSP_ERROR_MEMORY);
+    GSP_CHECK(stream->indptr[0] == 0, GSP_ERROR_INDPTR);
+    for (int64_t g = 0; g < stream->groups; g++)
+        GSP_CHECK(stream->indptr[g] <= stream->indptr[g + 1], GSP_ERROR_INDPTR);
+    GSP_CHECK(stream->indptr[stream->groups] == stream->bundles, GSP_ERROR_INDPTR);
 
     *cycles = (gspi_cycles){0};
-    gspi_clear(y, (size_t)(stream->rows * n) * sizeof *y);
-    const int64_t lanes = engine->lanes;
-    const double line_cycles =
-        (double)engine->dram_latency + engine->line_bytes / engine->bytes_per_cycle;
-    double arrived = 0, bytes = 0, fetched = 0;
-    int64_t gather_free = 0, fma_free = 0, store_free = 0;
-    for (int64_t g = 0; g < stream->groups; g++) {
-        for (int64_t t = stream->indptr[g]; t < stream->indptr[g + 1]; t++) {
-            const double *value = stream->values + t * lanes;
-            const uint32_t *column = stream->columns + t * lanes;
-            const uint32_t *row = stream->slot_rows + t * lanes;
-
-            bytes += stream->bytes[t];
-            if (engine->prefetch) {
-                arrived = bytes / engine->bytes_per_cycle;
-                cycles->stream = arrived;
-            } else {
-                for (; fetched < bytes; fetched += engine->line_bytes) {
-                    if (arrived < (double)gather_free) arrived = (double)gather_free;
-                    arrived += line_cycles;
-                    cycles->stream += line_cycles;
-                }
-            }
-
-            int64_t active = 0;
-            for (int64_t l = 0; l < lanes; l++) active += row[l] != GSPI_NO_ROW;
-            int64_t issue = 1, conflicts = 0;
-            if (stream->gathers) {
-                issue = gspi_max(1, gspi_ceil_div(active, engine->gather_issue));
-                conflicts =
-                    gspi_max(0, bank_cycles(&run, column, row, lanes, stream->cols) - issue);
-            }
-            const int64_t index_load = stream->gathers && !engine->fused_gather;
-            const int64_t multiply = gspi_max(1, gspi_ceil_div(active, engine->fma_lanes));
-
-            gather_free = gspi_max(gather_free, round_up(arrived)) + index_load;
-            cycles->gather += index_load;
-            for (int64_t c = 0; c < n; c++) {
-                gather_free += issue + conflicts;
-                fma_free = gspi_max(fma_free, gather_free + engine->bank_latency) + multiply;
-                for (int64_t l = 0; l < lanes; l++)
-                    if (row[l] != GSPI_NO_ROW) y[row[l] * n + c] += value[l] * x[column[l] * n + c];
-            }
-            cycles->gather += n * issue;
-            cycles->conflicts += n * conflicts;
-            cycles->fma += n * multiply;
-            cycles->products += n * active;
-        }
-
-        if (stream->indptr[g] < stream->indptr[g + 1]) {
-            fma_free += n * stream->reduction_steps;
-            cycles->reduction += n * stream->reduction_steps;
-        }
-        store_free = gspi_max(store_free, fma_free + engine->fma_latency);
-        for (int64_t p = stream->store_ptr[g]; p < stream->store_ptr[g + 1]; p += lanes) {
-            const int64_t count = gspi_min(lanes, stream->store_ptr[g + 1] - p);
-            const uint32_t *stored = stream->store_rows + p;
-            int64_t cost = 1;
-            if (stream->scatters)
-                cost = gspi_max(1, bank_cycles(&run, stored, stored, count, stream->rows));
-            store_free += n * cost;
-            cycles->store += n * cost;
-        }
-    }
-    cycles->total = store_free;
-    gspi_free(context, run.hits);
+    gspi_clock clock = {0};
+    for (int64_t g = 0; g < stream->groups; g++)
+        for (int64_t r = 0; r < stream->repeats[g]; r++)
+            for (int64_t c = 0; c < n; c += engine->accumulators)
+                run_group(engine, stream, g, gspi_min(engine->accumulators, n - c), c == 0, &clock,
+                          cycles);
+    cycles->total = clock.store;
     return GSP_OK;
 }

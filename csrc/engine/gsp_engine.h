@@ -5,56 +5,53 @@
 
 #include "../gsp_internal.h"
 
-/* All are at least 1, but latencies, which may be 0. */
+/* A slot that accesses nothing. */
+#define GSPI_NO_BANK UINT16_MAX
+
+/* Cycles in which banks serve each of many accesses, gathers or scatters. In each, the slots that have a bank are
+ * issued in their order, `issue` in a cycle; a bank serves `ports` in a cycle, first come first served; the next
+ * access begins when all slots of the one before are served. banks_of is accesses x slots, each below `banks` or
+ * GSPI_NO_BANK, cycles [accesses]. GSP_ERROR_INDEX for another bank. */
+gsp_status gspi_engine_access(gsp_context *context, int64_t banks, int64_t ports, int64_t issue,
+                              int64_t accesses, int64_t slots, const uint16_t *banks_of,
+                              int64_t *cycles);
+
+/* All but latencies are at least 1. */
 typedef struct gspi_engine {
-    int64_t lanes; /* slots of a bundle */
-    int64_t banks; /* of the scratchpad, each a word of one element wide */
-    int64_t ports; /* accesses that a bank serves in a cycle */
     int64_t bank_latency; /* cycles from an access to its data */
-    int64_t gather_issue; /* slots that a gather can issue in a cycle */
-    int64_t fma_lanes; /* products in a cycle */
-    int64_t fma_latency; /* cycles from the last product to the store */
-    int64_t dram_latency; /* cycles until a line begins to arrive; only without prefetch */
+    int64_t fma_latency; /* cycles from the last product to its sum */
+    int64_t accumulators; /* columns of x that a group of rows is multiplied with at once */
+    int64_t line_latency; /* cycles until a line begins to arrive; only without prefetch */
     double line_bytes; /* asked for at once; only without prefetch */
     double bytes_per_cycle; /* of the stream of weights, above 0 */
-    gsp_layout layout; /* which bank an element of x or y is in */
-    bool fused_gather; /* the gather reads its indices itself */
     bool prefetch; /* weights are streamed ahead */
 } gspi_engine;
 
-#define GSPI_NO_ROW UINT32_MAX
-
-/* A matrix as the engine runs it. Slot (t, l) multiplies x[columns] and adds to y[rows]; GSPI_NO_ROW for a slot that
- * does nothing. Bundles indptr[g] to indptr[g + 1] belong to group g, which at the end stores the rows
- * store_rows[store_ptr[g] .. store_ptr[g + 1]). */
+/* A matrix as the engine runs it. Bundles indptr[g] to indptr[g + 1] belong to group g, of which there are repeats[g]
+ * one after the other; each ends with a reduction and the stores of its rows. Cycles are those for one column of x. */
 typedef struct gspi_stream {
-    int64_t rows, cols, bundles, groups;
-    const double *values; /* bundles x lanes */
-    const uint32_t *columns; /* bundles x lanes */
-    const uint32_t *slot_rows; /* bundles x lanes */
-    const double *bytes; /* bundles: what is streamed for each */
+    int64_t bundles, groups;
+    const int64_t *load; /* bundles: cycles of loads or a gather */
+    const int64_t *multiply; /* bundles: cycles of products */
+    const double *bytes; /* bundles: what is streamed */
     const int64_t *indptr; /* groups + 1 */
-    const int64_t *store_ptr; /* groups + 1 */
-    const uint32_t *store_rows; /* rows */
-    int64_t reduction_steps; /* adds of a whole vector that sum the slots of one row */
-    bool gathers; /* else operands lie side by side: one load, never a conflict */
-    bool scatters; /* results are stored through the row order */
+    const int64_t *repeats; /* groups */
+    const int64_t *store; /* groups: cycles of stores */
+    const double
+        *again; /* groups: bytes per cycle when a group's weights are used again, above 0 */
+    int64_t reduction; /* cycles that sum the slots of the rows of a group */
+    int64_t index_load; /* cycles that load the indices of a bundle, for all columns at once */
 } gspi_stream;
 
-/* Cycles. The units work at the same time, so that `total` is less than the sum of the others. */
+/* How long the units are busy. They work at the same time, so that `total` is less than their sum. */
 typedef struct gspi_cycles {
     int64_t total;
-    double stream; /* weights on their way */
-    int64_t gather; /* issue of loads and gathers, of index loads too */
-    int64_t conflicts; /* what gathers take longer because slots share a bank */
-    int64_t fma, reduction, store;
-    int64_t products; /* slots multiplied */
+    double stream;
+    int64_t load, fma, reduction, store;
 } gspi_cycles;
 
-/* y = W x, [rows, n] from [cols, n], and the cycles of it, every bundle in order. GSP_ERROR_INDEX or
- * GSP_ERROR_INDPTR for a column, a row or an indptr out of range. */
-gsp_status gspi_engine_run(gsp_context *context, const gspi_engine *engine,
-                           const gspi_stream *stream, int64_t n, const double *x, double *y,
+/* The cycles of a product with n columns, every bundle in order. GSP_ERROR_INDPTR for an indptr out of range. */
+gsp_status gspi_engine_run(const gspi_engine *engine, const gspi_stream *stream, int64_t n,
                            gspi_cycles *cycles);
 
 #endif

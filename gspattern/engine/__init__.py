@@ -1,0 +1,36 @@
+"""A cycle model of the processor of GS patterns: a scratchpad in banks and an engine that gathers from it.
+
+Nobody can buy it; here it can be studied. `simulate` runs a matrix or a layer bundle by bundle (csrc/engine) and counts
+cycles; `estimate` is a formula for the same; `replay` runs any addresses. docs/ENGINE.md says what is modelled and what
+is not.
+"""
+
+from gspattern.engine.bundles import ConvLayer, LSTMLayer
+from gspattern.engine.cycles import (
+    Cycles,
+    Replay,
+    estimate,
+    gather_cycles,
+    replay,
+    simulate,
+    utilization,
+)
+from gspattern.engine.networks import LayerCycles, network_cycles, total_cycles
+from gspattern.engine.processor import PRESETS, Engine
+
+__all__ = [
+    "PRESETS",
+    "ConvLayer",
+    "Cycles",
+    "Engine",
+    "LSTMLayer",
+    "LayerCycles",
+    "Replay",
+    "estimate",
+    "gather_cycles",
+    "network_cycles",
+    "replay",
+    "simulate",
+    "total_cycles",
+    "utilization",
+]
