@@ -129,6 +129,14 @@ def probe(
     backend: str, kind: str, memory: npt.NDArray[np.float32], rounds: int, /
 ) -> tuple[int, int, float]: ...
 
+# name, lanes, reach of a look-up in registers or 0, whether it scatters
+def gathers() -> list[tuple[str, int, int, bool]]: ...
+
+# -> seconds of CPU time, sum of the bits of what was gathered; a scatter stores the bits of the number of each slot
+def gather(
+    name: str, indices: npt.NDArray[np.int32], table: npt.NDArray[np.float32], rounds: int, /
+) -> tuple[float, int]: ...
+
 # banks_of [accesses, slots] -> cycles [accesses]
 def engine_access(
     banks: int, ports: int, issue: int, banks_of: npt.NDArray[np.uint16], /

@@ -572,6 +572,13 @@ def engine(
         typer.Option("--set", help="Another value of a parameter, such as ports=2; again."),
     ] = None,
     n: Annotated[int, typer.Option("--n", help="Columns of x, pictures or sequences.")] = 1,
+    gather_bench: Annotated[
+        bool,
+        typer.Option(
+            "--gather-bench",
+            help="Instead measure this CPU: gathers and scatters, with the lanes and banks of the preset.",
+        ),
+    ] = False,
 ) -> None:
     """Count the cycles of layers on a model of the paper's processor.
 
@@ -585,13 +592,16 @@ def engine(
     )  # fmt: skip
     shown: list[cycle_model.LayerCycles] = []
     with _plain_errors():
-        if (file is not None) + (shape is not None) + (model is not None) != 1:
-            raise ValueError("give one of a file, --shape and --model")
+        if (file is not None) + (shape is not None) + (model is not None) + gather_bench != 1:
+            raise ValueError("give one of a file, --shape, --model and --gather-bench")
         machine = processor.changed(processor.find_engine(preset), set_ or [])
 
         def bar(what: str) -> Any:
             return partial(track, description=what, console=Console(stderr=True), transient=True)
 
+        if gather_bench:
+            print(cycle_model.gather_bench(machine, track=bar("measuring")))
+            return
         totals = {}
         if file is not None:
             for name, weight in bar(str(file))(_weights(load_file(file), None, None).items()):

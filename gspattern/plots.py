@@ -14,6 +14,8 @@ from gspattern.patterns import Banked, Pattern, parse_pattern
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from gspattern.engine import GatherBench
+
 
 def _pyplot() -> Any:
     try:
@@ -292,6 +294,40 @@ def plot_roofline(report: Mapping[str, Any], suite: str = "linear") -> Any:
     ax.set_ylabel("GMAC/s, one core")
     ax.set_title(f"{report['machine']['name']}, {probes['backend']}")
     ax.legend(fontsize="small")
+    return figure
+
+
+def plot_gathers(bench: GatherBench) -> Any:
+    """Draw what `gspattern.engine.gather_bench` has measured: a panel for each place, a bar for each instruction.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    panels = list(bench.sizes)
+    figure, axes = _pyplot().subplots(
+        len(panels), 1, figsize=(9, 2.4 * len(panels)), squeeze=False, layout="constrained"
+    )
+    names = list(dict.fromkeys(rate.instruction for rate in bench.rates))
+    streams = list(dict.fromkeys(rate.stream for rate in bench.rates))
+    width = 0.8 / max(1, len(names))
+    for ax, where in zip(axes[:, 0], panels, strict=True):
+        for number, name in enumerate(names):
+            mine = [r for r in bench.rates if (r.where, r.instruction) == (where, name)]
+            ax.bar(
+                [streams.index(rate.stream) + (number + 0.5) * width - 0.4 for rate in mine],
+                [1e-9 * rate.bytes_per_second for rate in mine],
+                width,
+                color=f"C{number}",
+                label=name,
+            )
+        if where == "memory":
+            ax.axhline(1e-9 * bench.stream_bytes_per_second, color="grey", linewidth=0.8)
+        ax.set_xticks(range(len(streams)), streams)
+        ax.set_yscale("log")
+        ax.set_ylabel(f"GB/s, {where}")
+        ax.grid(axis="y", alpha=0.3)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right", fontsize="small")
     return figure
 
 

@@ -285,7 +285,7 @@ def test_engine_counts_cycles(dense):
     assert cells[2] == f"{bundles * 16 * (2 + 2) + 4 * 4:,}"  # a value and an index; pointers
     assert run("engine", source).exit_code == 0
     for wrong, said in [
-        ([], "give one of a file, --shape and --model"),
+        ([], "give one of a file, --shape, --model and --gather-bench"),
         ([*shape, "--set", "ports=x"], "ports must be of type int, got 'x'"),
         ([*shape, "--set", "harbours=2"], "a setting is name=value, with one of lanes"),
         ([*shape, "--preset", "paper32"], "one of paper64, paper128"),

@@ -78,6 +78,7 @@ extern PyMethodDef gsp_py_kernels_methods[];
 extern PyMethodDef gsp_py_conv_methods[];
 extern PyMethodDef gsp_py_recurrent_methods[];
 extern PyMethodDef gsp_py_probe_methods[];
+extern PyMethodDef gsp_py_gathers_methods[];
 extern PyMethodDef gsp_py_engine_methods[];
 
 /* Adds the types of a topic to the module; 0 or -1 with an error set. */

@@ -171,6 +171,7 @@ static int module_exec(PyObject *module) {
     if (PyModule_AddFunctions(module, gsp_py_conv_methods) < 0) return -1;
     if (PyModule_AddFunctions(module, gsp_py_recurrent_methods) < 0) return -1;
     if (PyModule_AddFunctions(module, gsp_py_probe_methods) < 0) return -1;
+    if (PyModule_AddFunctions(module, gsp_py_gathers_methods) < 0) return -1;
     if (PyModule_AddFunctions(module, gsp_py_engine_methods) < 0) return -1;
     return gsp_py_kernels_types(module);
 }

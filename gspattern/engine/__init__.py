@@ -2,7 +2,7 @@
 
 Nobody can buy it; here it can be studied. `simulate` runs a matrix or a layer bundle by bundle (csrc/engine) and counts
 cycles; `estimate` is a formula for the same; `replay` runs any addresses. docs/ENGINE.md says what is modelled and what
-is not.
+is not. `gather_bench` measures what an ordinary CPU does instead.
 """
 
 from gspattern.engine.bundles import ConvLayer, LSTMLayer
@@ -15,6 +15,7 @@ from gspattern.engine.cycles import (
     simulate,
     utilization,
 )
+from gspattern.engine.gathers import GatherBench, GatherRate, gather_bench, make_indices
 from gspattern.engine.networks import LayerCycles, network_cycles, total_cycles
 from gspattern.engine.processor import PRESETS, Engine
 
@@ -23,11 +24,15 @@ __all__ = [
     "ConvLayer",
     "Cycles",
     "Engine",
+    "GatherBench",
+    "GatherRate",
     "LSTMLayer",
     "LayerCycles",
     "Replay",
     "estimate",
+    "gather_bench",
     "gather_cycles",
+    "make_indices",
     "network_cycles",
     "replay",
     "simulate",
