@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from gspattern.patterns import GS, BankBalanced, Block, parse_pattern
+from gspattern.patterns import GS, BankBalanced, Block, CpuGS, parse_pattern
 from gspattern.sweep import Cells
 
 __all__ = ["Equal", "at_equal_score", "draw", "is_block", "is_gs", "rows", "write_report"]
@@ -28,7 +28,7 @@ HEADS = (
 
 def is_gs(pattern: str) -> bool:
     """Whether a pattern is balanced over banks."""
-    return pattern != "dense" and isinstance(parse_pattern(pattern), GS | BankBalanced)
+    return pattern != "dense" and isinstance(parse_pattern(pattern), GS | CpuGS | BankBalanced)
 
 
 def is_block(pattern: str) -> bool:
@@ -224,11 +224,14 @@ def _number(value: float, how: str) -> str:
 def draw(several: Sequence[Row], path: Path | None = None) -> Any:
     """Score against sparsity, bytes and time, a curve for each pattern of one model.
 
+    Curves leave the picture where the score is further from the best than thrice the distance of the median pattern.
+
     Returns
     -------
     matplotlib Figure
         Written to `path` too, if one is given.
     """
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(15, 5), layout="constrained")
@@ -243,12 +246,19 @@ def draw(several: Sequence[Row], path: Path | None = None) -> Any:
             ax.errorbar(
                 [row[key] for row in chosen], [row["score"] for row in chosen],
                 yerr=np.nan_to_num([row["spread"] for row in chosen]), linestyle=style,
-                marker="osD^vP*X<>hd"[i % 12], capsize=3, label=pattern,
+                marker="osD^vP*X<>hd"[i % 12], capsize=3, label=pattern, color=colormaps["tab20"](i % 20),
             )  # fmt: skip
         ax.set_xlabel(label)
         ax.grid(alpha=0.3)
     axes[0].set_ylabel(several[0]["metric"])
-    if _sign(several) < 0:
+    better = _sign(several)
+    scores = better * np.array([row["score"] for row in several])
+    best, away = scores.max(), 3 * (scores.max() - np.median(scores))
+    if away > 0:
+        worst = max(scores.min(), best - away)
+        margin = 0.05 * (best - worst)
+        axes[0].set_ylim(*(better * score for score in (worst - margin, best + margin)))
+    elif better < 0:
         axes[0].invert_yaxis()
     axes[-1].legend(fontsize="small")
     if path is not None:
