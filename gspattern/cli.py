@@ -545,6 +545,13 @@ def sweep(
         raise typer.Exit(1)
 
 
+Preset = Annotated[str, typer.Option(help="paper64, paper128, gpu_shared or no_engine.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Another value of a parameter, such as ports=2; again."),
+]
+
+
 @app.command()
 def engine(
     file: Annotated[
@@ -564,13 +571,8 @@ def engine(
     sparsity: Annotated[
         float, typer.Option("--sparsity", "-s", help="Of random weights; not for n:m.")
     ] = 0.9,
-    preset: Annotated[
-        str, typer.Option(help="paper64, paper128, gpu_shared or no_engine.")
-    ] = "paper128",
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Another value of a parameter, such as ports=2; again."),
-    ] = None,
+    preset: Preset = "paper128",
+    set_: Settings = None,
     n: Annotated[int, typer.Option("--n", help="Columns of x, pictures or sequences.")] = 1,
     gather_bench: Annotated[
         bool,
@@ -641,6 +643,95 @@ def engine(
     for pattern, cycles in totals.items():
         dense = [f"{totals['dense'].total / cycles.total:.2f}"] if "dense" in totals else []
         table.add_row(pattern, *parts(cycles), *dense)
+    _console().print(table)
+
+
+spatter = typer.Typer(
+    help="Index streams for Spatter, the benchmark of gathers and scatters.", no_args_is_help=True
+)
+app.add_typer(spatter, name="spatter")
+
+
+@spatter.command("export")
+def spatter_export(
+    target: Annotated[Path, typer.Argument(help="The suite to write, JSON.")],
+    file: Annotated[
+        Path | None, typer.Option(help="A safetensors file; of dense weights, what is not 0.")
+    ] = None,
+    shape: Annotated[
+        str | None, typer.Option(help="Such as 1024x1024: random weights, pruned.")
+    ] = None,
+    pattern: Annotated[str, typer.Option("--pattern", "-p", help="For --shape.")] = "gs(16,16)",
+    sparsity: Annotated[float, typer.Option("--sparsity", "-s", help="For --shape.")] = 0.9,
+    kernel: Annotated[
+        str, typer.Option(help="gather, scatter, gs, multigather or multiscatter.")
+    ] = "gather",
+    order: Annotated[
+        str, typer.Option(help="stored; rows: row by row; banks: each bundle by bank.")
+    ] = "stored",
+    n: Annotated[int, typer.Option("--n", help="Vectors x, one after the other.")] = 1024,
+    preset: Preset = "paper128",
+    set_: Settings = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the target.")] = False,
+) -> None:
+    """Write what the bundles of each matrix gather or scatter as a suite that Spatter runs."""
+    from gspattern.engine import SpatterRun, networks, processor, stream, write_suite
+
+    with _plain_errors():
+        if (file is not None) + (shape is not None) != 1:
+            raise ValueError("give one of --file and --shape")
+        if target.exists() and not force:
+            raise ValueError(f"{target} is there; give --force to overwrite it")
+        processor.check_integer("n", n, 1, None)
+        machine = processor.changed(processor.find_engine(preset), set_ or [])
+        if file is not None:
+            weights: dict[str, Any] = _weights(load_file(file), None, None)
+        else:
+            rows, _, cols = (shape or "").lower().partition("x")
+            if not (rows.isdigit() and cols.isdigit()):
+                raise ValueError(f"--shape must be such as 1024x1024, got {shape!r}")
+            name = f"{shape} {pattern}"
+            weights = {name: networks.pruned((int(rows), int(cols)), pattern, sparsity)}
+        how: Any = order
+        what: Any = kernel
+        runs = [
+            SpatterRun.of(stream(weight, how, machine), what, n, name)
+            for name, weight in weights.items()
+        ]
+        write_suite(runs, target)
+    print(f"{target}: {len(runs)} {kernel}; spatter -f {target}")
+
+
+@spatter.command("replay")
+def spatter_replay(
+    suite: Annotated[Path, typer.Argument(help="A suite, JSON.")],
+    preset: Preset = "paper128",
+    set_: Settings = None,
+) -> None:
+    """Run a suite of Spatter through the banks of the paper's processor."""
+    from gspattern.engine import processor, read_suite, replay_run
+
+    with _plain_errors():
+        machine = processor.changed(processor.find_engine(preset), set_ or [])
+        table = Table("configuration", "kernel", title=f"{suite} on {preset}")
+        for head in (
+            "accesses",
+            "slots",
+            "cycles",
+            "conflicts",
+            "cycles an access",
+            "bytes a cycle",
+        ):
+            table.add_column(head, justify="right")
+        runs = read_suite(suite)
+        bar = track(runs, str(suite), console=Console(stderr=True), transient=True)
+        for number, run in enumerate(bar):
+            done = replay_run(run, machine)
+            table.add_row(
+                run.name or str(number), run.kernel, f"{done.accesses:,}", f"{done.slots:,}",
+                f"{done.cycles:,}", f"{done.conflicts:,}",
+                f"{done.cycles / max(1, done.accesses):.2f}", f"{done.bytes_per_cycle:.1f}",
+            )  # fmt: skip
     _console().print(table)
 
 

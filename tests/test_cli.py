@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -292,5 +293,34 @@ def test_engine_counts_cycles(dense):
         (["--model", "vgg"], "vgg"),
     ]:
         result = run("engine", *wrong)
+        assert result.exit_code == 2, wrong
+        assert said in result.output.replace("\n", " "), wrong
+
+
+def test_spatter_exports_and_replays(dense, tmp_path):
+    source, _ = dense
+    suite = tmp_path / "suite.json"
+    random = ["--shape", "64x128", "-s", 0.75, "-p", "gs(16,1)", "--n", 2]
+    result = run("spatter", "export", suite, *random)
+    assert result.exit_code == 0, result.output
+    result = run("spatter", "replay", suite)
+    assert result.exit_code == 0, result.output
+    row = next(line for line in result.stdout.splitlines() if "gs(16,1)" in line)
+    cells = [cell.strip() for cell in row.strip("│").split("│")]
+    bundles = 2 * 64 * 128 // 4 // 16
+    assert cells[1:6] == ["gather", f"{bundles}", f"{bundles * 16:,}", f"{bundles + 2}", "0"]
+    assert "give --force" in run("spatter", "export", suite, *random).output.replace("\n", " ")
+    assert (
+        run("spatter", "export", suite, "--file", source, "--kernel", "gs", "--force").exit_code
+        == 0
+    )
+    assert len(json.loads(suite.read_text())) > 1
+    for wrong, said in [
+        (["export", tmp_path / "a"], "give one of --file and --shape"),
+        (["export", tmp_path / "a", "--shape", "64"], "--shape must be such as 1024x1024"),
+        (["export", tmp_path / "a", *random, "--kernel", "copy"], "kernel must be one of"),
+        (["replay", source.with_name("none.json")], "No such file"),
+    ]:
+        result = run("spatter", *wrong)
         assert result.exit_code == 2, wrong
         assert said in result.output.replace("\n", " "), wrong

@@ -18,6 +18,15 @@ from gspattern.engine.cycles import (
 from gspattern.engine.gathers import GatherBench, GatherRate, gather_bench, make_indices
 from gspattern.engine.networks import LayerCycles, network_cycles, total_cycles
 from gspattern.engine.processor import PRESETS, Engine
+from gspattern.engine.streams import (
+    IndexStream,
+    SpatterReplay,
+    SpatterRun,
+    read_suite,
+    replay_run,
+    stream,
+    write_suite,
+)
 
 __all__ = [
     "PRESETS",
@@ -26,16 +35,23 @@ __all__ = [
     "Engine",
     "GatherBench",
     "GatherRate",
+    "IndexStream",
     "LSTMLayer",
     "LayerCycles",
     "Replay",
+    "SpatterReplay",
+    "SpatterRun",
     "estimate",
     "gather_bench",
     "gather_cycles",
     "make_indices",
     "network_cycles",
+    "read_suite",
     "replay",
+    "replay_run",
     "simulate",
+    "stream",
     "total_cycles",
     "utilization",
+    "write_suite",
 ]
