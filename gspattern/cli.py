@@ -735,6 +735,58 @@ def spatter_replay(
     _console().print(table)
 
 
+@app.command()
+def view(
+    file: Annotated[
+        Path | None, typer.Argument(help="A safetensors file, dense or compact.")
+    ] = None,
+    layer: Annotated[
+        str | None, typer.Option(help="Which of the file, by name; the first if not given.")
+    ] = None,
+    shape: Annotated[str | None, typer.Option(help="Such as 64x256: random weights.")] = None,
+    pattern: Annotated[
+        str | None, typer.Option("--pattern", "-p", help="To prune to, by magnitude.")
+    ] = None,
+    sparsity: Annotated[
+        float | None, typer.Option("--sparsity", "-s", help="To prune to; 0.9 for --shape.")
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option(help="Before and after balancing, where there is a pattern.")
+    ] = True,
+    rows: Annotated[int | None, typer.Option(help="How many rows are counted; all.")] = None,
+    cycles: Annotated[int, typer.Option(help="How many cycles are drawn.")] = 64,
+    preset: Preset = "paper128",
+    set_: Settings = None,
+    out: Annotated[Path | None, typer.Option(help="A picture to write, PNG or SVG.")] = None,
+) -> None:
+    """Show which bank serves which slot in every cycle, and where slots wait for a bank."""
+    from gspattern.engine import processor
+    from gspattern.engine import view as view_banks
+
+    with _plain_errors():
+        if (file is not None) + (shape is not None) != 1:
+            raise ValueError("give one of a file and --shape")
+        machine = processor.changed(processor.find_engine(preset), set_ or [])
+        weight: Any
+        if file is not None:
+            weights = _weights(load_file(file), None if layer is None else [layer], None)
+            weight = next(iter(weights.values()))
+        else:
+            height, _, width = (shape or "").lower().partition("x")
+            if not (height.isdigit() and width.isdigit()):
+                raise ValueError(f"--shape must be such as 64x256, got {shape!r}")
+            weight = np.random.default_rng(0).standard_normal((int(height), int(width)), np.float32)
+            sparsity = 0.9 if sparsity is None else sparsity
+        shown = view_banks(
+            weight, machine, pattern=pattern, sparsity=sparsity,
+            compare=compare and pattern is not None, rows=rows, cycles=cycles,
+        )  # fmt: skip
+        _console().print(shown)
+        if out is not None:
+            shown.save(out)
+            print(out)
+
+
 def _weights(tensors: Arrays, include: list[str] | None, exclude: list[str] | None) -> Arrays:
     """The tensors that are weights and are asked for; ValueError if a glob means none."""
     weights = {

@@ -324,3 +324,22 @@ def test_spatter_exports_and_replays(dense, tmp_path):
         result = run("spatter", *wrong)
         assert result.exit_code == 2, wrong
         assert said in result.output.replace("\n", " "), wrong
+
+
+def test_view_shows_banks(dense, tmp_path):
+    source, _ = dense
+    result = run("view", "--shape", "32x64", "-p", "gs(16,16)", "--cycles", 20)
+    assert result.exit_code == 0, result.output
+    assert "times as long" in result.stdout
+    assert "0 lost to conflicts" in result.stdout
+    assert run("view", source, "--out", tmp_path / "a.svg").exit_code == 0
+    assert (tmp_path / "a.svg").read_text().startswith("<?xml")
+    for wrong, said in [
+        ([], "give one of a file and --shape"),
+        (["--shape", "64"], "--shape must be such as 64x256"),
+        ([source, "--layer", "none"], "none"),
+        (["--shape", "32x64", "--out", tmp_path / "a.pdf"], ".png or .svg"),
+    ]:
+        result = run("view", *wrong)
+        assert result.exit_code == 2, wrong
+        assert said in result.output.replace("\n", " "), wrong

@@ -5,6 +5,7 @@ cycles; `estimate` is a formula for the same; `replay` runs any addresses. docs/
 is not. `gather_bench` measures what an ordinary CPU does instead.
 """
 
+from gspattern.engine.banks import BankTimeline, BankView, view
 from gspattern.engine.bundles import ConvLayer, LSTMLayer
 from gspattern.engine.cycles import (
     Cycles,
@@ -30,6 +31,8 @@ from gspattern.engine.streams import (
 
 __all__ = [
     "PRESETS",
+    "BankTimeline",
+    "BankView",
     "ConvLayer",
     "Cycles",
     "Engine",
@@ -53,5 +56,6 @@ __all__ = [
     "stream",
     "total_cycles",
     "utilization",
+    "view",
     "write_suite",
 ]
