@@ -877,3 +877,13 @@ def test_arguments_of_the_wrong_kind():
     assert "step 0 of 10" in repr(pruner)
     with pytest.raises(ValueError, match="has not begun to prune"):
         convert(model, pruner)
+
+
+def test_weights_made_in_inference_mode_are_refused():
+    with torch.inference_mode():
+        model = mlp()
+    with pytest.raises(ValueError, match=r"was made under torch.inference_mode\(\)"):
+        Pruner(model, "gs(16,16)", sparsity=0.5)
+    outside = mlp()
+    outside.load_state_dict(model.state_dict())
+    Pruner(outside, "gs(16,16)", sparsity=0.5)

@@ -623,6 +623,11 @@ class Pruner:
     def _claim(self, targets: list[Target]) -> None:
         """Be the only Pruner of these weights, and follow the optimiser."""
         for target in targets:
+            if target.parameter.is_inference():
+                raise ValueError(
+                    f"{target.name} was made under torch.inference_mode() and cannot be changed: "
+                    "make the model outside of it, and load the weights into that one"
+                )
             other = _claims.get(id(target.parameter))
             if other is not None and any(
                 e.target.parameter is target.parameter for e in other._entries
