@@ -198,8 +198,8 @@ arm-tools:
 # --------------------------------------------------------------- sanitizers
 
 ASAN := build/asan
-ASAN_TESTS := $(wildcard $(patsubst %,tests/test_%.py,core masks matrices files plans engine gather_bench)))
-$(ASAN)/built: $(EXTENSION) $(wildcard gspattern/*.py)
+ASAN_TESTS := $(wildcard $(patsubst %,tests/test_%.py,core masks matrices files plans engine gather_bench))
+$(ASAN)/built: $(EXTENSION) $(wildcard gspattern/*.py gspattern/*/*.py)
 	@rm -rf $(ASAN)/lib/gspattern/*.py
 	CC='$(CC)' GSPATTERN_WERROR=1 GSPATTERN_SANITIZE=1 $(BIN)/python setup.py -q \
 	    build --build-base $(ASAN) --build-lib $(ASAN)/lib

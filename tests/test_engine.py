@@ -294,6 +294,9 @@ def test_wrong_arguments_are_named():
         Engine(dram_bytes_per_cycle=float("nan"))
     with pytest.raises(ValueError, match="mapping must be"):
         Engine(mapping="random")
+    with pytest.raises(ValueError, match="weights must be a Matrix, or an array of 2 to 4 dim"):
+        simulate(np.ones(4))
+    assert ConvLayer(np.ones((2, 3, 3)), 4).length == (4,)
     with pytest.raises(ValueError, match="one of paper64"):
         simulate(np.eye(2), "paper32")
     with pytest.raises(ValueError, match=r"x must have shape \(2,\)"):

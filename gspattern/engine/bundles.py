@@ -33,7 +33,7 @@ class ConvLayer:
     weights : Matrix or array_like
         [Co, Ci, width] or [Co, Ci, height, width]; a matrix must come from one of these.
     length : tuple of int
-        Of the input: (width,) or (height, width).
+        Of the input: (width,) or (height, width); an int is (width,).
     stride, dilation : int
         The same for height and width.
     padding : tuple of int, optional
@@ -52,6 +52,9 @@ class ConvLayer:
     padding: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        for name in ("length", "padding"):
+            if isinstance(getattr(self, name), int):
+                object.__setattr__(self, name, (getattr(self, name),))
         shape = self.shape
         if len(shape) not in (3, 4) or len(self.length) != len(shape) - 2:
             raise ValueError(
@@ -273,7 +276,11 @@ def make_stream(weights: Weights, engine: Engine, with_values: bool) -> Stream:
     if not isinstance(weights, Matrix):
         array = np.asarray(weights)
         if array.ndim not in (2, 3, 4):
-            raise ValueError(f"weights must have 2 to 4 dimensions, got shape {array.shape}")
+            raise ValueError(
+                "weights must be a Matrix, or an array of 2 to 4 dimensions, got "
+                f'{type(weights).__name__} of shape {array.shape}; gspattern.encode(array, "irregular") makes one of a '
+                "sparse matrix's toarray()"
+            )
         if array.dtype != np.bool_:
             return _dense(array, engine, with_values)
         kept = as_matrix(array)
